@@ -1,0 +1,71 @@
+"""From the composed DictConfig to plain dataclasses, once; nothing after this sees OmegaConf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from molgen_pretrain.config.schema import (
+    ConstantConfig,
+    InitConfig,
+    InitMode,
+    RunConfig,
+    SchedulerConfig,
+    WSDSConfig,
+)
+from molgen_pretrain.errors import UserError
+from molgen_pretrain.schedules import WSDS, Constant, Schedule
+
+_INIT_KEYS = {InitMode.scratch: {"mode"}, InitMode.resume: {"mode", "from"}}
+_SCHEDULES: dict[type[SchedulerConfig], type[Schedule]] = {WSDSConfig: WSDS, ConstantConfig: Constant}
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """Plain dataclasses of a composed config.
+
+    Raises UserError for values that nobody gave (`???`) and for keys that no schema knows (Hydra's `+key=value`
+    adds those), all of them in one message.
+    """
+    problems = [f"{key}: a value is needed; give {key}=VALUE" for key in sorted(OmegaConf.missing_keys(cfg))]
+    problems += _unknown_keys(cfg)
+    if problems:
+        raise UserError("\n".join(problems))
+    plain = cast("RunConfig", OmegaConf.to_object(cfg))
+    plain.init = _init_config(plain.init)
+    return plain
+
+
+def build_schedule(cfg: SchedulerConfig) -> Schedule:
+    """The schedule that a scheduler config describes. Raises ScheduleError where it cannot be."""
+    values = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(cfg).items() if k != "on_resume"}
+    return _SCHEDULES[type(cfg)](**values)
+
+
+def _unknown_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    schema = OmegaConf.get_type(cfg)
+    if not is_dataclass(schema):
+        return
+    legal = [f.name for f in fields(schema)]
+    for key in map(str, cfg):
+        path = f"{prefix}{key}"
+        if key not in legal:
+            yield f"{path}: unknown key; legal here: {', '.join(sorted(legal))}"
+        elif not OmegaConf.is_missing(cfg, key) and isinstance(cfg[key], DictConfig):
+            yield from _unknown_keys(cfg[key], f"{path}.")
+
+
+def _init_config(given: dict[str, Any]) -> InitConfig:
+    modes = [m.value for m in InitMode]
+    mode_name = given.get("mode")
+    if mode_name not in modes:
+        raise UserError(f"init.mode={mode_name}: must be one of {', '.join(modes)}")
+    mode = InitMode(mode_name)
+    if unknown := sorted(given.keys() - _INIT_KEYS[mode]):
+        legal = ", ".join(sorted(_INIT_KEYS[mode]))
+        raise UserError(f"init.{unknown[0]}: unknown key for init={mode.value}; legal: {legal}")
+    source = given.get("from")
+    return InitConfig(mode=mode, source=None if source is None else str(source))

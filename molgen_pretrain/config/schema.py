@@ -1,0 +1,268 @@
+"""The schema: every setting with its type and default, one dataclass per config group.
+
+YAML files in conf/ choose; this file is the only home of types and defaults. Enum members carry the
+spelling that users type. (OmegaConf rejects `Literal`, and schemas must not be frozen to be composed.)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+SAMPLE_DIR = Path(__file__).resolve().parent.parent / "sample"
+
+
+class Dtype(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class DecayShape(str, Enum):
+    linear = "linear"
+    cosine = "cosine"
+    one_minus_sqrt = "one_minus_sqrt"
+    exponential = "exponential"
+    inverse = "inverse"
+
+
+class DecayFracOf(str, Enum):
+    target = "target"
+    period = "period"
+
+
+class WeightDecayStyle(str, Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class OnResume(str, Enum):
+    strict = "strict"
+    override = "override"
+    use_checkpoint = "use_checkpoint"
+
+
+class Overflow(str, Enum):
+    truncate = "truncate"
+    drop = "drop"
+
+
+class OnBadLine(str, Enum):
+    skip = "skip"
+    error = "error"
+
+
+class ReshardAfterForward(str, Enum):
+    default = "default"
+    always = "always"
+    never = "never"
+
+
+class Layout(str, Enum):
+    single = "single"
+    fsdp = "fsdp"
+
+
+class HfExport(str, Enum):
+    last = "last"
+    milestones = "milestones"
+    every = "every"
+    never = "never"
+
+
+class WandbMode(str, Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+class InitMode(str, Enum):
+    scratch = "scratch"
+    resume = "resume"
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Qwen3 architecture, in the names of its Hugging Face config."""
+
+    vocab_size: int = MISSING  # rows of the embedding, at least the tokenizer's size
+    hidden_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    head_dim: int = MISSING
+    intermediate_size: int = MISSING
+    max_position_embeddings: int = 40960
+    tie_word_embeddings: bool = True
+    rope_theta: float = 1_000_000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    loss_chunk_tokens: int = 0  # tokens whose logits exist at a time; 0: all of a micro-batch
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    lr: float = MISSING
+    weight_decay: float = MISSING
+
+
+@dataclass(kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    fused: bool | None = None  # null: wherever torch offers it
+    decay_norms_and_biases: bool = True
+
+
+@dataclass(kw_only=True)
+class SchedulerConfig:
+    total_steps: int = MISSING
+    start_weight_decay: float = MISSING
+    end_weight_decay: float | None = None
+    weight_decay_incr_style: WeightDecayStyle = WeightDecayStyle.constant
+    on_resume: OnResume = OnResume.strict
+
+
+@dataclass(kw_only=True)
+class ConstantConfig(SchedulerConfig):
+    lr_max: float = MISSING
+    warmup_steps: int = 0
+    warmup_frac: float | None = None  # of training.steps; wins over warmup_steps
+    warmup_init: float = 0.0
+
+
+@dataclass(kw_only=True)
+class WSDSConfig(SchedulerConfig):
+    lr_max: float = MISSING
+    lr_min: float = MISSING
+    warmup_steps: int = 0
+    warmup_frac: float | None = None  # of training.steps; wins over warmup_steps
+    checkpoints: list[int] = field(default_factory=list)  # milestone steps
+    checkpoints_frac: list[float] = field(default_factory=list)  # of training.steps, where checkpoints is empty
+    decay_frac: float | None = 0.1
+    decay_steps: int | None = None  # wins over decay_frac
+    decay_frac_of: DecayFracOf = DecayFracOf.target
+    decay_shape: DecayShape = DecayShape.linear
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    train_path: Any = MISSING  # a .jsonl file, a folder of them, a glob, or a list of those
+    valid_path: Any = None
+    tokenizer: str = MISSING  # folder with tokenizer.json and tokenizer_config.json
+    embedding_rows: int = MISSING  # rows that models for this tokenizer have (Qwen3: 151936)
+    seq_len: int = MISSING
+    seed: int | None = None
+    shuffle_lines: bool = True
+    infinite: bool = True
+    min_emb_len: int = 16  # shortest embedded_smiles that counts as a conformer, characters
+    lookahead_limit: int = 65536  # pending units that the packer may choose from
+    overflow: Overflow = Overflow.truncate  # a unit longer than seq_len - 1 tokens
+    on_bad_line: OnBadLine = OnBadLine.skip
+    num_workers: int = 1
+    pin_memory: bool = True
+    prefetch_factor: int = 4
+    persistent_workers: bool = True
+    cache_dir: str = MISSING
+
+
+@dataclass(kw_only=True)
+class ParallelismConfig:
+    layout: Layout = Layout.single
+    data_parallel_shard_degree: int = 1  # -1: every rank
+    fsdp_reshard_after_forward: ReshardAfterForward = ReshardAfterForward.default
+    timeout_seconds: int = 600  # how long a collective may wait for a rank
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    steps: int = MISSING
+    seq_len: int = MISSING
+    local_batch_size: int = MISSING  # sequences per rank and micro-batch
+    global_batch_size: int = -1  # sequences per update; -1: no gradient accumulation
+    max_norm: float = 1.0  # gradient clipping; 0: off
+    dtype: Dtype = Dtype.float32  # compute; master weights are float32 always. auto: what the hardware has
+    seed: int = 42
+    device: Device = Device.auto
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    enable: bool = True
+    interval: int = 500
+    keep_latest_k: int = 3  # 0: all
+    hf_export: HfExport = HfExport.last
+
+
+@dataclass(kw_only=True)
+class MetricsConfig:
+    log_freq: int = 10
+    tensorboard: bool = True
+    wandb: WandbMode = WandbMode.disabled
+    wandb_project: str = "molgen-pretrain"
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    progress_bar: bool = True  # only ever on a terminal
+
+
+@dataclass(kw_only=True)
+class ValidationConfig:
+    enable: bool = True
+    freq: int = 500
+    steps: int = -1  # batches per rank; -1: the whole split
+    local_batch_size: int = MISSING
+
+
+@dataclass(kw_only=True)
+class PathsConfig:
+    """Where things are; the YAML files fill them from the environment."""
+
+    sample: str = str(SAMPLE_DIR)
+    data: str = MISSING
+    conformers_train: str = MISSING
+    conformers_valid: str = MISSING
+    tokenizer: str = MISSING
+    runs: str = MISSING
+    cache: str = MISSING
+
+
+@dataclass(kw_only=True)
+class InitConfig:
+    """How the weights begin: `source` is the key `init.from` (a word that Python reserves)."""
+
+    mode: InitMode = InitMode.scratch
+    source: str | None = None
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    model: ModelConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    scheduler: SchedulerConfig = MISSING
+    data: DataConfig = MISSING
+    parallelism: ParallelismConfig = MISSING
+    training: TrainingConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    metrics: MetricsConfig = MISSING
+    validation: ValidationConfig = MISSING
+    init: Any = MISSING  # a mapping while composing; `to_run_config` makes it an InitConfig
+    paths: PathsConfig = MISSING
+    run_name: str | None = None  # null: YYMMDD-HHMM-<4 hex>-<description>
+    description: str = "run"
+
+
+def world_size_from_env() -> int:
+    """Number of processes that a launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

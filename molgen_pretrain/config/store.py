@@ -1,0 +1,65 @@
+"""Registration with Hydra: where conf/ is, which schema checks which group, the groups for --help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from molgen_pretrain.config import schema
+
+_SCHEMAS: dict[tuple[str | None, str], Any] = {
+    (None, "schema"): schema.RunConfig,
+    ("model", "schema"): schema.ModelConfig,
+    ("optimizer", "schema_adamw"): schema.AdamWConfig,
+    ("scheduler", "schema_wsds"): schema.WSDSConfig,
+    ("scheduler", "schema_constant"): schema.ConstantConfig,
+    ("data", "schema"): schema.DataConfig,
+    ("parallelism", "schema"): schema.ParallelismConfig,
+    ("training", "schema"): schema.TrainingConfig,
+    ("checkpoint", "schema"): schema.CheckpointConfig,
+    ("metrics", "schema"): schema.MetricsConfig,
+    ("validation", "schema"): schema.ValidationConfig,
+    ("paths", "schema"): schema.PathsConfig,
+}
+
+
+def conf_dir() -> Path:
+    """The shipped conf/: inside an installed package, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def register() -> None:
+    """Tell Hydra the schemas, and OmegaConf the one resolver, which only --help uses."""
+    store = ConfigStore.instance()
+    for (group, name), node in _SCHEMAS.items():
+        store.store(group=group, name=name, node=node)
+    OmegaConf.register_new_resolver("molgen_config_groups", group_choices, replace=True)
+
+
+def group_choices() -> str:
+    """One line per config group with its choices, the default first, for the help text."""
+    root = conf_dir()
+    defaults = _default_choices(root)
+    groups = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name != "hydra")
+    lines = []
+    for group in groups:
+        choices = sorted(p.stem for p in (root / group).glob("*.yaml"))
+        default = defaults.get(group)
+        if default in choices:
+            choices.remove(default)
+            choices.insert(0, default)
+        prefix = "+" if group == "experiment" else ""
+        lines.append(f"  {prefix + group:<13}{', '.join(choices)}")
+    return "\n".join(lines)
+
+
+def _default_choices(root: Path) -> dict[str, str]:
+    config = OmegaConf.to_container(OmegaConf.load(root / "config.yaml"), resolve=False)
+    assert isinstance(config, dict)
+    pairs = [next(iter(entry.items())) for entry in config["defaults"] if isinstance(entry, dict)]
+    return {str(group): str(choice) for group, choice in pairs}

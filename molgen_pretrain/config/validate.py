@@ -1,0 +1,124 @@
+"""Rules that types cannot express, most of them between groups: all violations in one message, in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from molgen_pretrain.config.batch import batch_problems
+from molgen_pretrain.config.plain import build_schedule
+from molgen_pretrain.config.schema import AdamWConfig, Layout, RunConfig
+from molgen_pretrain.errors import UserError
+from molgen_pretrain.schedules import ScheduleError
+
+
+def validate(cfg: RunConfig, world_size: int) -> None:
+    """Raise UserError with one line per broken rule, `section.key=value: rule; legal values or fix`."""
+    problems = [
+        *_schedule_problems(cfg),
+        *_model_problems(cfg),
+        *_optimizer_problems(cfg),
+        *_data_problems(cfg),
+        *_parallelism_problems(cfg, world_size),
+        *batch_problems(
+            cfg.training.local_batch_size,
+            cfg.training.global_batch_size,
+            data_parallel_degree(cfg, world_size),
+        ),
+        *_training_problems(cfg),
+        *_cadence_problems(cfg),
+        *_run_name_problems(cfg),
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def data_parallel_degree(cfg: RunConfig, world_size: int) -> int:
+    """Ranks that see different data; the -1 of the shard degree means every rank."""
+    degree = cfg.parallelism.data_parallel_shard_degree
+    return world_size if degree == -1 else degree
+
+
+def _at_least(cfg: RunConfig, minimum: float, *keys: str) -> Iterator[str]:
+    for key in keys:
+        section, field = key.split(".")
+        value = getattr(getattr(cfg, section), field)
+        if value is not None and value < minimum:
+            yield f"{key}={value}: must be at least {minimum:g}"
+
+
+def _schedule_problems(cfg: RunConfig) -> Iterator[str]:
+    try:
+        build_schedule(cfg.scheduler)
+    except ScheduleError as error:
+        yield from (f"scheduler.{problem}" for problem in error.problems)
+
+
+def _model_problems(cfg: RunConfig) -> Iterator[str]:
+    model = cfg.model
+    yield from _at_least(
+        cfg, 1, "model.vocab_size", "model.hidden_size", "model.num_hidden_layers", "model.num_attention_heads",
+        "model.num_key_value_heads", "model.head_dim", "model.intermediate_size",
+    )  # fmt: skip
+    yield from _at_least(cfg, 0, "model.loss_chunk_tokens", "model.initializer_range")
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    if kv_heads >= 1 and heads % kv_heads:
+        yield f"model.num_attention_heads={heads}: must be a multiple of model.num_key_value_heads={kv_heads}"
+    if model.head_dim % 2:
+        yield f"model.head_dim={model.head_dim}: must be even (rotary embeddings turn pairs)"
+    if cfg.training.seq_len > model.max_position_embeddings:
+        yield (
+            f"training.seq_len={cfg.training.seq_len}: exceeds "
+            f"model.max_position_embeddings={model.max_position_embeddings}"
+        )
+
+
+def _optimizer_problems(cfg: RunConfig) -> Iterator[str]:
+    optimizer = cfg.optimizer
+    if optimizer.lr <= 0:
+        yield f"optimizer.lr={optimizer.lr}: must be positive"
+    yield from _at_least(cfg, 0, "optimizer.weight_decay")
+    if isinstance(optimizer, AdamWConfig):
+        if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+            yield f"optimizer.betas={optimizer.betas}: must be two numbers in [0, 1)"
+        if optimizer.eps <= 0:
+            yield f"optimizer.eps={optimizer.eps}: must be positive"
+
+
+def _data_problems(cfg: RunConfig) -> Iterator[str]:
+    yield from _at_least(cfg, 0, "data.min_emb_len", "data.num_workers")
+    yield from _at_least(cfg, 1, "data.lookahead_limit", "data.prefetch_factor")
+    if cfg.validation.enable and not cfg.data.valid_path:
+        yield "data.valid_path=null: validation needs a split; give data.valid_path or validation.enable=false"
+
+
+def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:
+    layout, degree = cfg.parallelism.layout, cfg.parallelism.data_parallel_shard_degree
+    if layout is Layout.single and world_size > 1:
+        yield f"parallelism=single: {world_size} processes were started; use parallelism=fsdp"
+    elif degree not in (-1, world_size):
+        yield (
+            f"parallelism.data_parallel_shard_degree={degree}: must be the number of processes, "
+            f"{world_size}, or -1 (every process)"
+        )
+    yield from _at_least(cfg, 1, "parallelism.timeout_seconds")
+
+
+def _training_problems(cfg: RunConfig) -> Iterator[str]:
+    yield from _at_least(cfg, 1, "training.steps", "training.local_batch_size")
+    yield from _at_least(cfg, 2, "training.seq_len")
+    yield from _at_least(cfg, 0, "training.max_norm", "training.seed", "data.seed")
+
+
+def _cadence_problems(cfg: RunConfig) -> Iterator[str]:
+    yield from _at_least(cfg, 1, "checkpoint.interval", "metrics.log_freq")
+    yield from _at_least(cfg, 0, "checkpoint.keep_latest_k")
+    if cfg.validation.enable:
+        yield from _at_least(cfg, 1, "validation.freq", "validation.local_batch_size")
+        if cfg.validation.steps < 1 and cfg.validation.steps != -1:
+            yield f"validation.steps={cfg.validation.steps}: must be -1 (the whole split) or at least 1"
+
+
+def _run_name_problems(cfg: RunConfig) -> Iterator[str]:
+    name = cfg.run_name
+    if name is not None and (not name or "/" in name or name.startswith(".")):
+        yield f"run_name={name}: must be one folder name, without / and not starting with a dot"

@@ -1,0 +1,173 @@
+"""Every shipped config composes; every mistake gets its message."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from molgen_pretrain.config.messages import explain
+from molgen_pretrain.config.plain import build_schedule, to_run_config
+from molgen_pretrain.config.schema import InitMode, RunConfig
+from molgen_pretrain.config.store import conf_dir, group_choices, register
+from molgen_pretrain.config.validate import validate
+from molgen_pretrain.errors import UserError
+
+GROUPS = sorted(p.name for p in conf_dir().iterdir() if p.is_dir() and p.name not in {"hydra", "experiment"})
+CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUN_NAME", "WANDB_RUN_NAME", "RUN_DESC", "JOB_DESCRIPTION", "MOLGEN_DATA", "MOLGEN_TRAIN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def composed(*overrides: str) -> RunConfig:
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return to_run_config(compose("config", overrides=list(overrides)))
+
+
+def message_of(*overrides: str, world_size: int = 1) -> str:
+    with pytest.raises((HydraException, OmegaConfBaseException, UserError)) as caught:
+        validate(composed(*overrides), world_size)
+    message = explain(caught.value)
+    assert message
+    return message
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_is_valid(choice: str) -> None:
+    extra = ["init.from=somewhere"] if choice == "init=resume" else []
+    validate(composed(choice, *extra), world_size=1)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("world_size", [1, 8])
+def test_every_experiment_composes_and_is_valid(experiment: str, world_size: int) -> None:
+    layout = ["parallelism=fsdp"] if experiment == "sample" else []
+    validate(composed(f"+experiment={experiment}", *layout), world_size)
+
+
+def test_the_recipe_shrinks_to_two_steps() -> None:
+    cfg = composed("+experiment=qwen3_0_6b", "training.steps=2", "training.seq_len=256", "training.local_batch_size=1")
+    validate(cfg, 1)
+    assert build_schedule(cfg.scheduler).milestones[-1] == 2
+
+
+def test_the_bare_config_is_the_sample_recipe() -> None:
+    bare, recipe = composed(), composed("+experiment=sample")
+    assert dataclasses.replace(bare, description="") == dataclasses.replace(recipe, description="")
+
+
+def test_one_value_one_home() -> None:
+    cfg = composed("training.seq_len=1024", "training.steps=77", "training.seed=5", "optimizer.lr=0.01")
+    assert cfg.data.seq_len == 1024
+    assert cfg.scheduler.total_steps == 77
+    assert cfg.data.seed == 5
+    assert build_schedule(cfg.scheduler).lr(5) == 0.01
+
+
+def test_data_decides_the_embedding_of_the_small_model() -> None:
+    assert composed("data=conformers").model.vocab_size == 151936
+
+
+def test_run_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert composed().run_name is None
+    monkeypatch.setenv("WANDB_RUN_NAME", "from-wandb")
+    assert composed().run_name == "from-wandb"
+    monkeypatch.setenv("RUN_NAME", "from-run-name")
+    assert composed().run_name == "from-run-name"
+
+
+def test_init_from_becomes_source() -> None:
+    init = composed("init=resume", "init.from=/runs/a").init
+    assert (init.mode, init.source) == (InitMode.resume, "/runs/a")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["training.stepz=1"], ["training.stepz: unknown key, did you mean steps?", "local_batch_size"]),
+        (["+training.foo=1"], ["training.foo: unknown key", "local_batch_size"]),
+        (["+foo=1"], ["foo: unknown key", "training"]),
+        (["trainnig=sample"], ["trainnig: unknown key, did you mean training?"]),
+        (["training.steps=abc"], ["training.steps=abc", "Integer"]),
+        (["training.dtype=fp16"], ["training.dtype=fp16", "auto, float32, bfloat16"]),
+        (["scheduler=wsdx"], ["scheduler=wsdx: no such choice, did you mean wsds?", "constant, wsds"]),
+        (["scheduler=constant", "scheduler.decay_frac=0.1"], ["scheduler.decay_frac: unknown key", "warmup_steps"]),
+        (["init=resume"], ["init.from: a value is needed"]),
+        (["init=scratch", "+init.from=x"], ["init.from: unknown key for init=scratch"]),
+        (["scheduler.checkpoints=[100,50]"], ["scheduler.checkpoints=[100, 50]", "strictly increasing"]),
+        (["scheduler.checkpoints=[5000]"], ["[5000] beyond the run's 400 steps", "raise training.steps"]),
+        (["training.global_batch_size=12"], ["training.global_batch_size=12", "nearest legal: 8 or 16"]),
+        (["training.global_batch_size=4"], ["nearest legal: 8,"]),
+        (["training.local_batch_size=0"], ["training.local_batch_size=0: must be at least 1"]),
+        (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two numbers"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1", "scheduler.lr_max=-1"]),
+        (["training.seq_len=50000"], ["training.seq_len=50000: exceeds model.max_position_embeddings"]),
+        (["model.num_key_value_heads=3"], ["model.num_attention_heads=4: must be a multiple"]),
+        (["validation.steps=0"], ["validation.steps=0: must be -1"]),
+        (["data.valid_path=null"], ["data.valid_path=null", "validation.enable=false"]),
+        (["run_name=a/b"], ["run_name=a/b: must be one folder name"]),
+    ],
+)
+def test_mistakes(overrides: list[str], expected: list[str]) -> None:
+    message = message_of(*overrides)
+    assert all(part in message for part in expected), message
+
+
+def test_all_violations_in_one_message() -> None:
+    message = message_of("scheduler.checkpoints=[90,30]", "training.global_batch_size=3", "optimizer.eps=0")
+    assert [line.partition("=")[0] for line in message.splitlines()] == [
+        "scheduler.checkpoints",
+        "optimizer.eps",
+        "training.global_batch_size",
+    ]
+
+
+def test_world_size_and_layout_must_agree() -> None:
+    assert "use parallelism=fsdp" in message_of(world_size=2)
+    assert "must be the number of processes, 2" in message_of(
+        "parallelism=fsdp", "parallelism.data_parallel_shard_degree=4", world_size=2
+    )
+    validate(composed("parallelism=fsdp", "training.global_batch_size=32"), world_size=2)
+
+
+def test_errors_of_the_program_are_not_explained_away() -> None:
+    assert explain(RuntimeError("a bug")) is None
+
+
+def test_help_lists_every_group_and_choice() -> None:
+    text = group_choices()
+    for choice in CHOICES:
+        group, _, name = choice.partition("=")
+        assert any(group in line and name in line for line in text.splitlines())
+    assert all(name in text for name in EXPERIMENTS)
+    assert "schema" not in text
+
+
+def test_every_yaml_is_reached_by_a_test() -> None:
+    files = {p.relative_to(conf_dir()) for p in conf_dir().rglob("*.yaml")}
+    groups = {Path(*choice.split("=")).with_suffix(".yaml") for choice in CHOICES}
+    experiments = {Path("experiment", name).with_suffix(".yaml") for name in EXPERIMENTS}
+    assert files - groups - experiments == {Path("config.yaml"), Path("hydra/help/molgen.yaml")}
+
+
+def test_the_published_architectures() -> None:
+    from molgen_pretrain.model.qwen3 import Qwen3Arch, build_on_meta, count_parameters
+
+    def parameters(name: str) -> int:
+        values = dataclasses.asdict(composed(f"model={name}").model)
+        del values["loss_chunk_tokens"]
+        return count_parameters(build_on_meta(Qwen3Arch(**values).hf_config(eos_token_id=0, pad_token_id=0)))
+
+    # Counts of the safetensors of Qwen3-0.6B, 1.7B and 4B on the Hugging Face hub, the tied head once.
+    assert parameters("qwen3_0_6b") == 596_049_920
+    assert parameters("qwen3_1_7b") == 1_720_574_976
+    assert parameters("qwen3_4b") == 4_022_468_096
+    assert 1e6 <= parameters("qwen3_nano") <= 3e6
