@@ -1,0 +1,140 @@
+"""Reading one checkpoint: verify first, compare with the program, then fill in place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from molgen_pretrain.checkpoint import match
+from molgen_pretrain.checkpoint.commit import find_problems, read_manifest
+from molgen_pretrain.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
+from molgen_pretrain.checkpoint.layout import OPTIMIZER_FILE, STATE_FILE, TENSORS_FILE
+from molgen_pretrain.checkpoint.ranks import RankFailure, Ranks
+from molgen_pretrain.checkpoint.shards import StoredTensor
+from molgen_pretrain.checkpoint.state import (
+    MODEL_PREFIX,
+    match_optimizer_state,
+    named_state,
+    restore_hyperparameters,
+    restore_values,
+)
+from molgen_pretrain.checkpoint.storage import index_from_json, read_tensors
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The JSON half of a checkpoint."""
+
+    tensors: dict[str, StoredTensor]
+    ties: dict[str, str]
+    state: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    """Its plain values and its parameter groups; None where only a model was saved."""
+
+
+def verify(ranks: Ranks, folder: Path, *, checksums: bool) -> None:
+    """Check all files against the manifest, the ranks sharing the work. Collective.
+
+    Raises:
+        CheckpointDamaged: on every rank, listing the files.
+    """
+    reports = ranks.together(lambda: _examine(folder, ranks, checksums))
+    problems = sorted({line for report in reports for line in report})
+    if problems:
+        raise CheckpointDamaged(folder, problems)
+
+
+def read_contents(ranks: Ranks, folder: Path) -> Contents:
+    """The documents of a verified checkpoint, read once and handed to every rank. Collective."""
+    return _undamaged(folder, lambda: ranks.first(lambda: _parse(folder)))
+
+
+def fill(
+    ranks: Ranks,
+    folder: Path,
+    contents: Contents,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    hyperparameters: bool,
+) -> None:
+    """Copy the checkpoint into model and optimizer, each rank reading what its shards need. Collective.
+
+    Args:
+        hyperparameters: also set the parameter groups' lr, betas and so on to the saved ones.
+
+    Raises:
+        CheckpointMismatch: it does not fit; the weights are untouched.
+        CheckpointDamaged: a file could not be read after all; the state is half filled.
+    """
+    weights = {name: entry for name, entry in contents.tensors.items() if name.startswith(MODEL_PREFIX)}
+    present = named_state(model, None)
+    match.check_ties(folder, contents.ties, present.ties)
+    match.check_tensors(folder, weights, present.tensors)
+    stored, targets = weights, present.tensors
+    if optimizer is not None:
+        _prepare_optimizer(folder, contents, model, optimizer, hyperparameters)
+        stored, targets = contents.tensors, named_state(model, optimizer).tensors
+        match.check_tensors(folder, stored, targets)
+    _undamaged(folder, lambda: ranks.together(lambda: read_tensors(folder, stored, targets)))
+
+
+def _examine(folder: Path, ranks: Ranks, checksums: bool) -> list[str]:
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointDamaged as damage:
+        return damage.problems
+    share = sorted(manifest.files)[ranks.rank :: ranks.world_size]
+    return find_problems(folder, manifest, share, checksums=checksums)
+
+
+def _parse(folder: Path) -> Contents:
+    # Only what the manifest names was verified; other files in the folder are never looked at.
+    has_optimizer = OPTIMIZER_FILE in read_manifest(folder).files
+    index = json.loads((folder / TENSORS_FILE).read_bytes())
+    return Contents(
+        tensors=index_from_json(index["tensors"]),
+        ties=index["ties"],
+        state=json.loads((folder / STATE_FILE).read_bytes()),
+        optimizer=json.loads((folder / OPTIMIZER_FILE).read_bytes()) if has_optimizer else None,
+    )
+
+
+def _prepare_optimizer(
+    folder: Path, contents: Contents, model: nn.Module, optimizer: Optimizer, hyperparameters: bool
+) -> None:
+    """Make the optimizer hold the kinds of state that the checkpoint holds, and set all but its tensors."""
+    if contents.optimizer is None:
+        raise CheckpointMismatch(
+            f"checkpoint {folder} holds no optimizer; it can only start a new training (model only)"
+        )
+    saved, values = contents.optimizer["param_groups"], contents.optimizer["values"]
+    groups = named_state(model, optimizer).param_groups
+    match.check_names(folder, _members(saved), _members(groups), "trained parameter")
+    with_state = {name for name in contents.tensors if not name.startswith(MODEL_PREFIX)} | values.keys()
+    match_optimizer_state(model, optimizer, with_state)
+    match.check_names(folder, values, named_state(model, optimizer).values, "optimizer value")
+    restore_values(model, optimizer, values)
+    if hyperparameters:
+        match.check_groups(folder, saved, groups)
+        restore_hyperparameters(optimizer, saved)
+
+
+def _members(groups: list[dict[str, Any]]) -> set[str]:
+    return {name for group in groups for name in group["params"]}
+
+
+def _undamaged(folder: Path, read: Callable[[], T]) -> T:
+    """A file that passed its checks and cannot be read is damage all the same."""
+    try:
+        return read()
+    except RankFailure as failure:
+        raise CheckpointDamaged(folder, [str(failure)]) from failure

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class TiedModel(nn.Module):
+    """Embedding tied to the head, a norm, a persistent and a non-persistent buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("seen", torch.tensor(0))
+        self.register_buffer("cache", torch.zeros(3), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.embed(tokens)))
+
+
+def make_training(
+    seed: int, steps: int = 2, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+) -> tuple[Any, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = TiedModel()
+    its_optimizer = optimizer(model.parameters())
+    for _ in range(steps):
+        model.seen += 1
+        model(torch.arange(7)).square().sum().backward()
+        its_optimizer.step()
+        its_optimizer.zero_grad()
+    return model, its_optimizer
+
+
+@pytest.fixture
+def training() -> Callable[..., tuple[Any, torch.optim.Optimizer]]:
+    """`training(seed, steps, optimizer)` makes a tiny tied model and an optimizer that has stepped."""
+    return make_training
