@@ -1,0 +1,4 @@
+"""A run from plain config to summary: the runner builds, the trainer loops.
+
+Import from the submodules; they load torch.
+"""

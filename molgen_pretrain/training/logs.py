@@ -1,0 +1,56 @@
+"""One logger tree: the terminal for rank 0, runtime.log for every rank that has something to say."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+from pathlib import Path
+
+from rich.console import Console
+
+from molgen_pretrain.metrics.console import build_console_handler
+
+_ROOT = "molgen_pretrain"
+_BUFFERED_RECORDS = 100_000
+
+
+class RunLogs:
+    """Handlers of the package's logger for the time of one run.
+
+    Until `open_file` is called the records are held in memory: a run directory is made only after every check
+    has passed, and the log in it starts at the beginning all the same.
+    """
+
+    def __init__(self, rank: int, console: Console) -> None:
+        self._logger = logging.getLogger(_ROOT)
+        self._rank = rank
+        self._buffer = logging.handlers.MemoryHandler(
+            _BUFFERED_RECORDS, flushLevel=logging.CRITICAL + 1, flushOnClose=False
+        )
+        self._handlers: list[logging.Handler] = [self._buffer]
+        if rank == 0:
+            self._handlers.append(build_console_handler(console))
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        for handler in self._handlers:
+            self._logger.addHandler(handler)
+
+    def open_file(self, path: Path) -> None:
+        """Write to `path` from now on, what was said before included. Ranks above 0 write warnings only,
+        to a file that does not exist until there is one."""
+        handler = logging.FileHandler(path, delay=True)
+        rank = f" [rank {self._rank}]" if self._rank else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s{rank} %(levelname)s %(name)s: %(message)s"))
+        handler.setLevel(logging.INFO if self._rank == 0 else logging.WARNING)
+        for record in self._buffer.buffer:
+            if record.levelno >= handler.level:
+                handler.handle(record)
+        self._logger.removeHandler(self._buffer)
+        self._handlers.remove(self._buffer)
+        self._handlers.append(handler)
+        self._logger.addHandler(handler)
+
+    def close(self) -> None:
+        for handler in self._handlers:
+            self._logger.removeHandler(handler)
+            handler.close()

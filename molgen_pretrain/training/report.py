@@ -1,0 +1,46 @@
+"""What a user sees when a run is done: the summary and curves.png."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from molgen_pretrain.metrics.curves import plot_curves
+from molgen_pretrain.metrics.rows import read_rows
+from molgen_pretrain.metrics.summary import summary_table, summary_text
+from molgen_pretrain.training.run_directory import RunDirectory
+
+# Only for the file: the terminal gets the table itself.
+logger = logging.getLogger("molgen_pretrain.summary")
+
+
+def finish_report(
+    directory: RunDirectory,
+    console: Console,
+    *,
+    milestones: Sequence[int],
+    unigram_entropy: float | None,
+    hf_export: Path,
+    wall_seconds: float,
+) -> None:
+    """Draw curves.png and print the summary table, from metrics.jsonl alone."""
+    rows = read_rows(directory.metrics)
+    plot_curves(rows, directory.curves, directory.name, milestones, unigram_entropy)
+    places = {
+        "run directory": directory.root,
+        "checkpoints": directory.checkpoints,
+        "Hugging Face": hf_export,
+        "curves": directory.curves,
+        "metrics": directory.metrics,
+    }
+    table = summary_table(
+        rows,
+        milestones,
+        {label: path for label, path in places.items() if path.exists()},
+        unigram_entropy,
+        wall_seconds,
+    )
+    logger.info("\n%s", summary_text(table))

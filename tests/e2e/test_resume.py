@@ -1,0 +1,86 @@
+"""Killed, stopped, continued: the losses are those of the run that nobody touched."""
+
+import random
+import signal
+
+import pytest
+
+EXACT = ("loss", "grad_norm", "lr", "epoch", "tokens", "sequences", "max_loss")
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_sigkill_at_a_random_step(app, tiny, request, processes: int) -> None:
+    _, whole = request.getfixturevalue("whole_on_two" if processes else "whole")
+    after = random.randint(3, 36)
+    name = "run_name=killed"
+    code, _, run = app.interrupt(*tiny, name, after_step=after, by=signal.SIGKILL, processes=processes)
+    assert code != 0
+    output, _ = app.run(*tiny, name, processes=processes)
+    assert ("start: after step" in output) == (after > 8) or 8 <= after <= 9
+    assert run.curve(*EXACT) == whole.curve(*EXACT), f"killed after step {after}"
+    assert run.rows("validation")[40]["loss"] == whole.rows("validation")[40]["loss"]
+    assert run.steps_saved() == whole.steps_saved()
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_and_exit(app, tiny, whole, by: signal.Signals) -> None:
+    _, whole_run = whole
+    name = "run_name=stopped"
+    code, output, run = app.interrupt(*tiny, name, after_step=10, by=by)
+    assert code == 128 + by
+    assert "Traceback" not in output
+    stopped_at = run.steps_saved()[-1]
+    assert list(run.rows())[-1] == stopped_at
+    assert run.facts["status"] == "stopped"
+    output, _ = app.run(*tiny, name)
+    assert f"start: after step {stopped_at}" in output
+    assert run.curve(*EXACT) == whole_run.curve(*EXACT)
+    assert run.facts["status"] == "finished"
+
+
+def test_torchrun_and_ctrl_c(app, tiny, whole_on_two) -> None:
+    _, whole_run = whole_on_two
+    name = "run_name=stopped"
+    _, output, run = app.interrupt(*tiny, name, after_step=10, by=signal.SIGINT, processes=2)
+    stopped_at = run.steps_saved()[-1]
+    assert 10 <= stopped_at < 40, output
+    app.run(*tiny, name, processes=2)
+    assert run.curve(*EXACT) == whole_run.curve(*EXACT)
+
+
+def test_init_resume_from_another_run(app, tiny, whole) -> None:
+    _, source = whole
+    step_dir = source.root / "checkpoint" / "step-00000020"
+    output, run = app.run(*tiny, "init=resume", f"init.from={step_dir}", "run_name=branch")
+    assert f"start: after step 20 of {step_dir}" in output
+    assert list(run.rows()) == list(range(21, 41))
+    assert run.curve(*EXACT) == {s: v for s, v in source.curve(*EXACT).items() if s > 20}
+
+
+def test_a_finished_run_started_again_trains_nothing_and_loses_nothing(app, tiny) -> None:
+    short = (*tiny, "training.steps=4", "scheduler.checkpoints=[4]", "validation.enable=false", "run_name=short")
+    app.run(*short)
+    _, run = app.run(*short)
+    assert list(run.rows()) == [1, 2, 3, 4]
+    output, _ = app.run(*short[:-4], "training.steps=6", "scheduler.checkpoints=[6]", "run_name=short", code=1)
+    assert "scheduler.on_resume=strict" in output
+    assert "checkpoints: [4] -> [6]" in output
+    output, run = app.run(
+        *short[:-4], "training.steps=6", "scheduler.checkpoints=[6]", "scheduler.on_resume=override", "run_name=short"
+    )
+    assert list(run.rows()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_damage_falls_back_to_the_older_checkpoint(app, tiny) -> None:
+    short = (*tiny, "training.steps=16", "scheduler.checkpoints=[16]", "validation.enable=false", "run_name=damaged")
+    app.run(*short)
+    _, run = app.run(*short)
+    before = run.curve(*EXACT)
+    shard = next((run.root / "checkpoint" / "step-00000016").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    output, run = app.run(*short)
+    assert shard.name in output
+    assert "start: after step 8" in output
+    assert run.curve(*EXACT) == before
