@@ -208,7 +208,7 @@ class _Progress:
         self._total_bytes = total_bytes
         self._bytes = self._lines = self._tokens = 0
         self._start = self._last = time.monotonic()
-        logger.info("one-time pass over %d data files, %.1f MB", files, total_bytes / 1e6)
+        logger.info("one-time pass over %d data file%s, %.1f MB", files, "s" * (files > 1), total_bytes / 1e6)
 
     def add(self, lines: int, size: int, tokens: int) -> None:
         self._lines += lines

@@ -48,7 +48,7 @@ class DataSummary:
     def describe(self) -> str:
         """One line: files, lines, units, tokens, and what happens to units that are too long."""
         text = (
-            f"{self.files} files ({self.size_bytes / 1e6:,.1f} MB), {self.lines:,} lines,"
+            f"{self.files} file{'s' * (self.files > 1)} ({self.size_bytes / 1e6:,.1f} MB), {self.lines:,} lines,"
             f" {self.units:,} units, {self.tokens / 1e6:,.1f} M tokens per epoch"
         )
         if self.truncated_units:

@@ -96,9 +96,7 @@ class ConsoleSink(Sink):
             self._progress = Progress(
                 TextColumn("training"),
                 BarColumn(bar_width=None),
-                TextColumn(
-                    "{task.percentage:>5.1f}%  {task.completed:.0f}/{task.total:.0f}  {task.fields[eta]}"
-                ),
+                TextColumn("{task.percentage:>5.1f}%  {task.completed:.0f}/{task.total:.0f}  {task.fields[eta]}"),
                 console=console,
                 auto_refresh=False,
                 transient=True,

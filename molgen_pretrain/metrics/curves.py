@@ -33,9 +33,7 @@ def plot_curves(
     """
     figure = Figure(figsize=(12, 7), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        2, 1, height_ratios=(3, 1), hspace=0.08, left=0.07, right=0.97, top=0.9, bottom=0.08
-    )
+    grid = figure.add_gridspec(2, 1, height_ratios=(3, 1), hspace=0.08, left=0.07, right=0.97, top=0.9, bottom=0.08)
     loss_axes = figure.add_subplot(grid[0])
     rate_axes = figure.add_subplot(grid[1], sharex=loss_axes)
     figure.text(0.07, 0.945, title, fontsize=15, fontweight="bold", color=_INK)
@@ -111,9 +109,7 @@ def _draw_loss(axes: Axes, rows: Sequence[Row], unigram_entropy: float | None) -
             zorder=3,
         )
     if unigram_entropy is not None:
-        axes.axhline(
-            unigram_entropy, color=_MUTED, lw=1.2, ls=(0, (5, 3)), label="unigram entropy of the data"
-        )
+        axes.axhline(unigram_entropy, color=_MUTED, lw=1.2, ls=(0, (5, 3)), label="unigram entropy of the data")
         shown = np.append(shown, unigram_entropy)
     _scale_loss(axes, float(shown.min()), float(shown.max()))
     axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.9, labelcolor=_INK)

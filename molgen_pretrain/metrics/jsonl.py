@@ -106,9 +106,7 @@ def trim_rows(path: Path, resume_step: int | None) -> None:
         os.fsync(target.fileno())
     os.replace(aside, path)
     if damaged:
-        logger.warning(
-            "%s: dropped lines %s, cut off when the run was killed", path, ", ".join(map(str, damaged))
-        )
+        logger.warning("%s: dropped lines %s, cut off when the run was killed", path, ", ".join(map(str, damaged)))
     if later:
         logger.info("%s: dropped %d rows after step %s; they are produced again", path, later, resume_step)
 

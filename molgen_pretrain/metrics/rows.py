@@ -36,9 +36,7 @@ def _plain(key: str, value: Any) -> Value:
         return value
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(
-        f"metric {key!r} is a {type(value).__name__}; a row holds numbers, strings, booleans, None"
-    )
+    raise TypeError(f"metric {key!r} is a {type(value).__name__}; a row holds numbers, strings, booleans, None")
 
 
 def encode_row(row: Row) -> bytes:
@@ -60,9 +58,7 @@ def decode_row(line: bytes) -> Row | None:
         return None
     if not isinstance(row, dict):
         return None
-    return {
-        key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()
-    }
+    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
 
 
 def read_rows(path: Path) -> list[Row]:

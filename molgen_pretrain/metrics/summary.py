@@ -95,9 +95,7 @@ def _milestone_table(steps: Sequence[int], train: Sequence[Row], validation: Map
 
 
 def _places(paths: Mapping[str, Path]) -> Table:
-    table = Table(
-        title="Where things are", title_justify="left", title_style="bold", box=None, show_header=False
-    )
+    table = Table(title="Where things are", title_justify="left", title_style="bold", box=None, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, path in paths.items():

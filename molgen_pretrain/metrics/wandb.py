@@ -64,9 +64,7 @@ class WandbSink(Sink):
 
         self._directory.mkdir(parents=True, exist_ok=True)
         if self._mode == "online" and not wandb.login(timeout=int(self._timeout_seconds)):
-            raise RuntimeError(
-                "not logged in; run `wandb login`, set WANDB_API_KEY or use metrics.wandb=offline"
-            )
+            raise RuntimeError("not logged in; run `wandb login`, set WANDB_API_KEY or use metrics.wandb=offline")
         self._run = wandb.init(
             id=self._run_id,
             resume="allow",

@@ -97,9 +97,7 @@ def test_rows_are_on_disk_before_close(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("resume_step", "kept"), [(None, 9), (6, 6), (0, 0), (100, 9)])
-def test_resume_drops_the_steps_that_are_trained_again(
-    tmp_path: Path, resume_step: int | None, kept: int
-) -> None:
+def test_resume_drops_the_steps_that_are_trained_again(tmp_path: Path, resume_step: int | None, kept: int) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, range(1, 10))
     write(path, range(20, 22), resume_step)
@@ -140,9 +138,7 @@ def test_a_line_cut_by_a_kill_is_dropped_and_reported(
     assert ("dropped lines 3" in caplog.text) == (cut > 1)
 
 
-def test_full_disk_is_warned_about_each_time_and_loses_no_row(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_disk_is_warned_about_each_time_and_loses_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     logger = MetricsLogger([JsonlSink(path)])
     logger.log(train_row(1))

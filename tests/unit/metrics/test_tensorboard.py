@@ -23,9 +23,7 @@ def read(directory: Path) -> dict[str, dict[int, float]]:
 
     events = EventAccumulator(str(directory))
     events.Reload()
-    return {
-        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
-    }
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
 def test_scalars_are_named_by_kind_and_strings_are_skipped(tmp_path: Path) -> None:
@@ -39,9 +37,7 @@ def test_resumed_run_replaces_the_steps_after_its_checkpoint(tmp_path: Path) -> 
     assert read(tmp_path)["train/loss"] == {1: 4.0, 2: 3.0, 3: 2.5, 4: 2.25}
 
 
-def test_a_folder_that_cannot_be_written_turns_it_off(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_written_turns_it_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "tb").write_text("a file is in the way")
     logger = MetricsLogger([TensorBoardSink(tmp_path / "tb")])
     assert logger.active == ()
