@@ -152,12 +152,13 @@ class Trainer:
             self._advance(step, result, micro_batches[-1].position)
             if self.plan.logs_at(step):
                 self._log(step, result)
+            stops = result.stop_signal and step < self.plan.steps  # after the last step there is nothing to stop
             with self.throughput.paused():
-                if self.plan.validates_at(step) and not result.stop_signal:
+                if self.plan.validates_at(step) and not stops:
                     self.hooks.validate(step)
-                if self.plan.saves_at(step) or result.stop_signal:
+                if self.plan.saves_at(step) or stops:
                     self.hooks.save(self.progress)
-            if result.stop_signal:
+            if stops:
                 return result.stop_signal
         return 0
 
