@@ -107,7 +107,7 @@ def test_the_summary_reads_as_a_log_line(
 ) -> None:
     folder = write_corpus(50, files=1, replaced={4: b"{", 9: b"[]", 10: b"}"})
     summary = make(paths=folder, seq_len=40).summary()
-    assert summary.describe().startswith("1 files (0.0 MB), 50 lines, 47 units, 0.0 M tokens per epoch")
+    assert summary.describe().startswith("1 file (0.0 MB), 50 lines, 47 units, 0.0 M tokens per epoch")
     assert summary.describe_bad_lines() == (
         f"3 of 50 lines are bad and skipped: 2 invalid_json, 1 not_an_object; first: {folder}/part-0.jsonl:5"
         f" invalid_json, {folder}/part-0.jsonl:10 not_an_object, {folder}/part-0.jsonl:11 invalid_json"
