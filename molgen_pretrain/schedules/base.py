@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from molgen_pretrain.errors import UserError
 
 WeightDecayStyle = Literal["constant", "linear", "cosine"]
+
+# Metadata of fields. NOT_STORED: says what a resume does, not what the curve is, so no checkpoint keeps it.
+# DECISION: found while training rather than chosen; a config that leaves it open does not contradict it.
+NOT_STORED = {"stored": False}
+DECISION = {"decision": True}
 
 
 class Phase(str, Enum):
@@ -20,6 +26,47 @@ class Phase(str, Enum):
     STABLE = "stable"
     DECAY = "decay"
     FINAL = "final"
+
+
+class Window(NamedTuple):
+    """A decay: the last step at the height it falls from, and the step at which it has arrived."""
+
+    start: int
+    end: int
+
+
+class PhaseSpan(NamedTuple):
+    """Updates `first` to `last`, both included, that lie in one phase."""
+
+    phase: Phase
+    first: int
+    last: int
+
+
+class Piece(NamedTuple):
+    """A stretch of the plan in one phase: steps `first` to `last`, or for ever where `last` is None.
+
+    Progress is 0 at step `zero` and 1 at step `one`; both may lie outside the stretch or between two steps.
+    """
+
+    phase: Phase
+    first: int
+    last: int | None
+    zero: float
+    one: float
+
+    def progress(self, step: int) -> float:
+        """How far through the stretch `step` is, in [0, 1]; 0 throughout where it has no end."""
+        if step >= self.one:
+            return 1.0
+        if step <= self.zero or self.one == math.inf:
+            return 0.0
+        return (step - self.zero) / (self.one - self.zero)
+
+
+def final_piece(first: int) -> Piece:
+    """From `first` on nothing changes any more."""
+    return Piece(Phase.FINAL, first, None, first, first)
 
 
 class ScheduleError(UserError):
@@ -36,7 +83,8 @@ class Schedule(ABC):
 
     `total_steps` is the length of the run in updates; schedules that do not need it accept None. Weight
     decay goes from `start_weight_decay` to `end_weight_decay` (None: stays) over `total_steps`, constant,
-    linear or cosine in the sense of Megatron-LM's `weight_decay_incr_style`.
+    linear or cosine in the sense of Megatron-LM's `weight_decay_incr_style`. `decay_beta2` is Adam's beta2
+    from the first step of a decay on (None: never changed).
 
     Raises ScheduleError at construction, with every broken rule in one message.
     """
@@ -45,6 +93,7 @@ class Schedule(ABC):
     start_weight_decay: float = 0.0
     end_weight_decay: float | None = None
     weight_decay_incr_style: WeightDecayStyle = "constant"
+    decay_beta2: float | None = None
 
     def __post_init__(self) -> None:
         if found := self.problems():
@@ -55,8 +104,8 @@ class Schedule(ABC):
         """Learning rate of update `step`; defined for every step >= 0, exact at the boundaries."""
 
     @abstractmethod
-    def phase(self, step: int) -> Phase:
-        """Phase that update `step` belongs to."""
+    def piece(self, step: int) -> Piece:
+        """The stretch of the plan that `step` lies in."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -67,6 +116,29 @@ class Schedule(ABC):
         """Steps after which the weights are finished models and worth keeping for good."""
         return ()
 
+    def phase(self, step: int) -> Phase:
+        """Phase that update `step` belongs to."""
+        return self.piece(step).phase
+
+    def phase_progress(self, step: int) -> float:
+        """How far through its phase update `step` is, in [0, 1]; the argument of the decay's shape in a decay."""
+        return self.piece(step).progress(step)
+
+    def phase_spans(self, last_step: int) -> tuple[PhaseSpan, ...]:
+        """The phases of updates 1 to `last_step`, each update in exactly one span; a restart begins a new span."""
+        return tuple(
+            PhaseSpan(p.phase, max(1, p.first), last_step if p.last is None else min(p.last, last_step))
+            for p in self._pieces(last_step)
+        )
+
+    def decay_windows(self, last_step: int) -> tuple[Window, ...]:
+        """The decays of updates 1 to `last_step`, without the time that a finished one is held at its end.
+
+        `end - start` is the number of updates below the height that the decay starts from.
+        """
+        decays = [p for p in self._pieces(last_step) if p.phase is Phase.DECAY]
+        return tuple(Window(max(0, math.floor(p.zero)), int(min(p.one, last_step))) for p in decays)
+
     def weight_decay(self, step: int) -> float:
         """Weight decay of update `step`."""
         start, end = self.start_weight_decay, self.end_weight_decay
@@ -76,20 +148,35 @@ class Schedule(ABC):
             return end
         progress = step / self.total_steps
         if self.weight_decay_incr_style == "cosine":
-            progress = 0.5 * (1.0 - math.cos(math.pi * progress))
+            progress = 0.5 * (math.cos(math.pi * (1.0 - progress)) + 1.0)
         return start + (end - start) * progress
+
+    def beta2(self, step: int) -> float | None:
+        """Adam's beta2 of update `step`; None: the optimizer's own.
+
+        A higher beta2 while the learning rate falls lowers the final loss (Dremov et al. 2025, arXiv 2508.01483).
+        """
+        return self.decay_beta2 if self.phase(step) in (Phase.DECAY, Phase.FINAL) else None
 
     def problems(self) -> list[str]:
         """Every broken rule as `field=value: rule`; subclasses extend the list."""
         found = []
         if self.total_steps is not None and self.total_steps < 1:
             found.append(f"total_steps={self.total_steps}: must be at least 1")
-        if self.start_weight_decay < 0:
-            found.append(f"start_weight_decay={self.start_weight_decay}: must not be negative")
-        if self.end_weight_decay is not None and self.end_weight_decay < 0:
-            found.append(f"end_weight_decay={self.end_weight_decay}: must not be negative")
-        found += _weight_decay_style_problems(self)
-        return found
+        for name in ("start_weight_decay", "end_weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                found.append(f"{name}={value}: must be a number of at least 0")
+        if self.decay_beta2 is not None and not 0 <= self.decay_beta2 < 1:
+            found.append(f"decay_beta2={self.decay_beta2}: must be in [0, 1)")
+        return found + _weight_decay_style_problems(self)
+
+    def _pieces(self, last_step: int) -> Iterator[Piece]:
+        step: int | None = 1
+        while step is not None and step <= last_step:
+            piece = self.piece(step)
+            yield piece
+            step = None if piece.last is None else piece.last + 1
 
 
 def _weight_decay_style_problems(schedule: Schedule) -> list[str]:
@@ -111,52 +198,3 @@ def _weight_decay_style_problems(schedule: Schedule) -> list[str]:
     if schedule.total_steps is None:
         found.append(f"weight_decay_incr_style={style}: needs total_steps")
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmupSchedule(Schedule):
-    """A schedule that begins with a linear warmup of `warmup_steps` updates.
-
-    `warmup_frac` of `total_steps`, rounded down, takes the place of `warmup_steps` where it is given.
-    """
-
-    warmup_steps: int = 0
-    warmup_frac: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.warmup_frac is not None and self.total_steps is not None:
-            object.__setattr__(self, "warmup_steps", floor_fraction(self.total_steps, self.warmup_frac))
-        super().__post_init__()
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.warmup_steps < 0:
-            found.append(f"warmup_steps={self.warmup_steps}: must not be negative")
-        if self.warmup_frac is not None:
-            if not 0 <= self.warmup_frac < 1:
-                found.append(f"warmup_frac={self.warmup_frac}: must be in [0, 1)")
-            if self.total_steps is None:
-                found.append(f"warmup_frac={self.warmup_frac}: needs total_steps; or give warmup_steps")
-        return found
-
-
-def floor_fraction(steps: int, fraction: float) -> int:
-    """floor(steps * fraction); the 1e-9 keeps 0.29 * 100 = 28.999999999999996 at the 29 that was meant."""
-    return math.floor(steps * fraction + 1e-9)
-
-
-def lr_range_problems(lr_max: float, lr_min: float) -> list[str]:
-    """Rules that every schedule between two learning rates shares."""
-    found = []
-    if not (math.isfinite(lr_max) and lr_max > 0):
-        found.append(f"lr_max={lr_max}: must be a positive number")
-    if not 0 <= lr_min <= lr_max:
-        found.append(f"lr_min={lr_min}: must be between 0 and lr_max={lr_max}")
-    return found
-
-
-def warmup_lr(step: int, warmup_steps: int, init: float, peak: float) -> float:
-    """Linear warmup from `init` at step 0 to exactly `peak` at `warmup_steps`."""
-    if step >= warmup_steps:
-        return peak
-    return init + (peak - init) * step / warmup_steps

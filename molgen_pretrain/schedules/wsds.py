@@ -7,19 +7,13 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-from molgen_pretrain.schedules.base import Phase, WarmupSchedule, floor_fraction, lr_range_problems, warmup_lr
-from molgen_pretrain.schedules.shapes import DecayShape, decay_lr, shape_problems
+from molgen_pretrain.schedules.base import Phase, Piece, Window, final_piece
+from molgen_pretrain.schedules.shapes import DecayShape, canonical_shape, decay_lr, shape_problems
+from molgen_pretrain.schedules.warmup import WarmupSchedule, floor_fraction, lr_range_problems, warmup_lr
 
 DecayFracOf = Literal["target", "period"]
-
-
-class Window(NamedTuple):
-    """A decay: the last step at lr_max and the milestone step at lr_min."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +31,6 @@ class WSDS(WarmupSchedule):
     Source: WSD-S of Wen et al. 2024, arXiv 2410.05192, with one decay per milestone.
     """
 
-    lr_max: float
     lr_min: float
     checkpoints: tuple[int, ...] = ()
     checkpoints_frac: tuple[float, ...] = ()
@@ -50,6 +43,7 @@ class WSDS(WarmupSchedule):
         # YAML and JSON give lists; a frozen dataclass that is compared and hashed wants a tuple.
         object.__setattr__(self, "checkpoints", tuple(self.checkpoints))
         object.__setattr__(self, "checkpoints_frac", tuple(self.checkpoints_frac))
+        object.__setattr__(self, "decay_shape", canonical_shape(self.decay_shape))
         super().__post_init__()
 
     @cached_property
@@ -64,29 +58,39 @@ class WSDS(WarmupSchedule):
         """One decay window per milestone, ascending, never overlapping."""
         windows, previous = [], 0
         for target in self.milestones:
-            length = self._decay_length(target, previous)
+            length = self.decay_length(target, previous)
             windows.append(Window(max(self.warmup_steps, previous, target - length), target))
             previous = target
         return tuple(windows)
 
+    def decay_length(self, target: int, previous: int) -> int:
+        """Steps that the decay to milestone `target` asks for, whose predecessor is `previous` (0: none)."""
+        if self.decay_steps is not None:
+            return self.decay_steps
+        assert self.decay_frac is not None  # problems() demands one of the two
+        base = target if self.decay_frac_of == "target" else target - previous
+        return max(1, floor_fraction(base, self.decay_frac))
+
     def lr(self, step: int) -> float:
         if step < self.warmup_steps:
             return warmup_lr(step, self.warmup_steps, 0.0, self.lr_max)
-        window = self._window(step)
-        if window is None:
-            return self.lr_min
-        if step <= window.start:
+        piece = self.piece(step)
+        if piece.phase is Phase.STABLE:
             return self.lr_max
-        progress = (step - window.start) / (window.end - window.start)
-        return decay_lr(self.decay_shape, progress, self.lr_max, self.lr_min)
+        return decay_lr(self.decay_shape, piece.progress(step), self.lr_max, self.lr_min)
 
-    def phase(self, step: int) -> Phase:
+    def piece(self, step: int) -> Piece:
         if step < self.warmup_steps:
-            return Phase.WARMUP
-        window = self._window(step)
-        if window is None:
-            return Phase.FINAL
-        return Phase.DECAY if step > window.start else Phase.STABLE
+            return self.warmup_piece()
+        i = bisect_left(self.milestones, step)  # the first milestone at or after the step
+        previous = self.milestones[i - 1] if i > 0 else 0
+        if i == len(self.milestones):
+            return final_piece(previous + 1)
+        start, end = self.windows[i]
+        if step > start:
+            return Piece(Phase.DECAY, start + 1, end, start, end)
+        began = max(self.warmup_steps, previous + 1) if i > 0 else self.warmup_steps
+        return Piece(Phase.STABLE, began, start, began, start)
 
     def describe(self) -> str:
         windows = ", ".join(f"{start}-{end}" for start, end in self.windows)
@@ -99,18 +103,6 @@ class WSDS(WarmupSchedule):
         found = super().problems() + lr_range_problems(self.lr_max, self.lr_min)
         found += shape_problems(self.decay_shape, self.lr_min)
         return found + self._milestone_problems() + self._length_problems()
-
-    def _window(self, step: int) -> Window | None:
-        """The window whose milestone is the first at or after `step`; None after the last."""
-        i = bisect_left(self.milestones, step)
-        return self.windows[i] if i < len(self.windows) else None
-
-    def _decay_length(self, target: int, previous: int) -> int:
-        if self.decay_steps is not None:
-            return self.decay_steps
-        assert self.decay_frac is not None  # problems() demands one of the two
-        base = target if self.decay_frac_of == "target" else target - previous
-        return max(1, floor_fraction(base, self.decay_frac))
 
     def _milestone_problems(self) -> list[str]:
         if any(not 0 < f <= 1 for f in self.checkpoints_frac):
