@@ -44,12 +44,13 @@ class Checkpointer:
         Args:
             folder: where `step-*` folders go; made at the first save.
             keep_latest_k: newest checkpoints to keep; 0 keeps all.
-            milestones: steps whose checkpoints are marked to be kept always, by later runs too.
+            milestones: steps whose checkpoints are marked to be kept always, by later runs too. May be set
+                anew at any time, on all ranks: a plan can change while it runs.
             process_group: a group of all ranks, preferably gloo; None for the default group.
         """
         self.layout = CheckpointLayout(Path(folder))
         self._keep_latest_k = keep_latest_k
-        self._milestones = frozenset(milestones)
+        self.milestones = frozenset(milestones)
         self._ranks = Ranks(process_group)
         # Steps on disk that belong to this training's past: saved by it, or loaded by it. Any other was left
         # by a training that went another way, or is damaged, and is replaced when its step comes.
@@ -89,7 +90,7 @@ class Checkpointer:
             model=model,
             optimizer=optimizer,
             state=state,
-            milestone=step in self._milestones,
+            milestone=step in self.milestones,
         )
         size = saving.write(self._ranks, self.layout, pending)
         self._own_steps.add(step)
@@ -176,7 +177,7 @@ class Checkpointer:
     def _retire(self, step: int) -> None:
         """Delete what is no longer wanted. Steps ahead of this one are not this training's to count."""
         committed = {
-            older: older in self._milestones or self._is_milestone(older)
+            older: older in self.milestones or self._is_milestone(older)
             for older in self.steps()
             if older <= step and older not in self._damaged
         }

@@ -11,17 +11,46 @@ from omegaconf import DictConfig, OmegaConf
 
 from molgen_pretrain.config.schema import (
     ConstantConfig,
+    CosineConfig,
     InitConfig,
     InitMode,
+    InverseSqrtConfig,
+    LinearConfig,
+    MegatronConfig,
+    OnResume,
     RunConfig,
     SchedulerConfig,
+    SGDRConfig,
+    WSDAdaptiveConfig,
+    WSDConfig,
     WSDSConfig,
 )
 from molgen_pretrain.errors import UserError
-from molgen_pretrain.schedules import WSDS, Constant, Schedule
+from molgen_pretrain.schedules import (
+    SGDR,
+    WSD,
+    WSDS,
+    Constant,
+    Cosine,
+    InverseSqrt,
+    Linear,
+    Megatron,
+    Schedule,
+    WSDAdaptive,
+)
 
 _INIT_KEYS = {InitMode.scratch: {"mode"}, InitMode.resume: {"mode", "from"}}
-_SCHEDULES: dict[type[SchedulerConfig], type[Schedule]] = {WSDSConfig: WSDS, ConstantConfig: Constant}
+_SCHEDULES: dict[type[SchedulerConfig], type[Schedule]] = {
+    WSDSConfig: WSDS,
+    WSDConfig: WSD,
+    WSDAdaptiveConfig: WSDAdaptive,
+    SGDRConfig: SGDR,
+    CosineConfig: Cosine,
+    LinearConfig: Linear,
+    InverseSqrtConfig: InverseSqrt,
+    ConstantConfig: Constant,
+    MegatronConfig: Megatron,
+}
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -43,6 +72,25 @@ def build_schedule(cfg: SchedulerConfig) -> Schedule:
     """The schedule that a scheduler config describes. Raises ScheduleError where it cannot be."""
     values = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(cfg).items() if k != "on_resume"}
     return _SCHEDULES[type(cfg)](**values)
+
+
+def resume_policy(cfg: SchedulerConfig) -> OnResume:
+    """What a resume does where the schedule differs: `on_resume`, or what Megatron's two switches say.
+
+    Raises UserError where a switch contradicts an `on_resume` other than strict.
+    """
+    if not isinstance(cfg, MegatronConfig):
+        return cfg.on_resume
+    switches = {
+        "override_opt_param_scheduler": (cfg.override_opt_param_scheduler, OnResume.override),
+        "use_checkpoint_opt_param_scheduler": (cfg.use_checkpoint_opt_param_scheduler, OnResume.use_checkpoint),
+    }
+    policy = cfg.on_resume
+    for name, (is_on, meant) in switches.items():
+        if is_on and policy not in (OnResume.strict, meant):
+            raise UserError(f"scheduler.{name}=true: contradicts scheduler.on_resume={policy.value}; give one")
+        policy = meant if is_on else policy
+    return policy
 
 
 def _unknown_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 from molgen_pretrain.config.batch import batch_problems
-from molgen_pretrain.config.plain import build_schedule
-from molgen_pretrain.config.schema import AdamWConfig, Layout, RunConfig
+from molgen_pretrain.config.plain import build_schedule, resume_policy
+from molgen_pretrain.config.schema import (
+    AdamConfig,
+    GroupPreset,
+    Layout,
+    MuonConfig,
+    OptimizerConfig,
+    RunConfig,
+    SGDConfig,
+    TypeScales,
+)
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.schedules import ScheduleError
 
@@ -51,6 +63,11 @@ def _schedule_problems(cfg: RunConfig) -> Iterator[str]:
         build_schedule(cfg.scheduler)
     except ScheduleError as error:
         yield from (f"scheduler.{problem}" for problem in error.problems)
+        return
+    try:
+        resume_policy(cfg.scheduler)
+    except UserError as error:
+        yield str(error)
 
 
 def _model_problems(cfg: RunConfig) -> Iterator[str]:
@@ -77,11 +94,45 @@ def _optimizer_problems(cfg: RunConfig) -> Iterator[str]:
     if optimizer.lr <= 0:
         yield f"optimizer.lr={optimizer.lr}: must be positive"
     yield from _at_least(cfg, 0, "optimizer.weight_decay")
-    if isinstance(optimizer, AdamWConfig):
+    if isinstance(optimizer, AdamConfig):
         if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
             yield f"optimizer.betas={optimizer.betas}: must be two numbers in [0, 1)"
         if optimizer.eps <= 0:
             yield f"optimizer.eps={optimizer.eps}: must be positive"
+    if isinstance(optimizer, SGDConfig | MuonConfig):
+        if not 0 <= optimizer.momentum < 1:
+            yield f"optimizer.momentum={optimizer.momentum}: must be in [0, 1)"
+        if optimizer.nesterov and optimizer.momentum == 0:
+            yield "optimizer.nesterov=true: needs optimizer.momentum > 0"
+    if isinstance(optimizer, MuonConfig):
+        yield from _at_least(cfg, 0, "optimizer.adamw_lr_scale")
+        if not 1 <= optimizer.ns_steps < 100:
+            yield f"optimizer.ns_steps={optimizer.ns_steps}: must be in [1, 100); 5 is usual"
+    if cfg.scheduler.decay_beta2 is not None and not isinstance(optimizer, AdamConfig):
+        yield f"scheduler.decay_beta2={cfg.scheduler.decay_beta2}: this optimizer has no beta2; use adamw, adam or muon"
+    yield from _param_group_problems(optimizer)
+
+
+def _param_group_problems(optimizer: OptimizerConfig) -> Iterator[str]:
+    preset, rate = optimizer.group_preset, optimizer.layer_decay_rate
+    shown = "null" if rate is None else rate
+    if preset is GroupPreset.layerwise and (rate is None or not 0 < rate <= 1):
+        yield f"optimizer.layer_decay_rate={shown}: group_preset=layerwise needs a rate in (0, 1], e.g. 0.9"
+    if preset is not GroupPreset.layerwise and rate is not None:
+        yield f"optimizer.layer_decay_rate={rate}: has an effect only with optimizer.group_preset=layerwise"
+    if preset is not GroupPreset.by_type and optimizer.by_type != TypeScales():
+        yield "optimizer.by_type: has an effect only with optimizer.group_preset=by_type"
+    for kind, scales in asdict(optimizer.by_type).items():
+        yield from _scale_problems(f"optimizer.by_type.{kind}", scales)
+    for index, rule in enumerate(optimizer.groups):
+        yield from _scale_problems(f"optimizer.groups[{index}]", asdict(rule))
+
+
+def _scale_problems(where: str, values: dict[str, Any]) -> Iterator[str]:
+    for key in ("lr_scale", "wd_scale"):
+        value = values[key]
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            yield f"{where}.{key}={value}: must be a number of at least 0"
 
 
 def _data_problems(cfg: RunConfig) -> Iterator[str]:
@@ -112,6 +163,8 @@ def _training_problems(cfg: RunConfig) -> Iterator[str]:
 def _cadence_problems(cfg: RunConfig) -> Iterator[str]:
     yield from _at_least(cfg, 1, "checkpoint.interval", "metrics.log_freq")
     yield from _at_least(cfg, 0, "checkpoint.keep_latest_k")
+    if any(lr <= 0 for lr in cfg.checkpoint.at_lr):
+        yield f"checkpoint.at_lr={cfg.checkpoint.at_lr}: learning rates must be positive"
     if cfg.validation.enable:
         yield from _at_least(cfg, 1, "validation.freq", "validation.local_batch_size")
         if cfg.validation.steps < 1 and cfg.validation.steps != -1:

@@ -36,15 +36,16 @@ class RunLogs:
             self._logger.addHandler(handler)
 
     def open_file(self, path: Path) -> None:
-        """Write to `path` from now on, what was said before included. Ranks above 0 write warnings only,
-        to a file that does not exist until there is one."""
+        """Write to `path` from now on, what was said before included.
+
+        Ranks above 0 write only what rank 0 does not say as well, to a file that does not exist until then.
+        """
         handler = logging.FileHandler(path, delay=True)
         rank = f" [rank {self._rank}]" if self._rank else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s{rank} %(levelname)s %(name)s: %(message)s"))
-        handler.setLevel(logging.INFO if self._rank == 0 else logging.WARNING)
+        handler.addFilter(lambda record: self._rank == 0 or _is_of_one_rank(record))
         for record in self._buffer.buffer:
-            if record.levelno >= handler.level:
-                handler.handle(record)
+            handler.handle(record)
         self._logger.removeHandler(self._buffer)
         self._handlers.remove(self._buffer)
         self._handlers.append(handler)
@@ -54,3 +55,9 @@ class RunLogs:
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
+
+
+def _is_of_one_rank(record: logging.LogRecord) -> bool:
+    """Errors, and warnings from below: this room's own warnings (plans, settings) are the same on every rank."""
+    shared_by_all = record.name.startswith(f"{_ROOT}.training.")
+    return record.levelno >= (logging.ERROR if shared_by_all else logging.WARNING)

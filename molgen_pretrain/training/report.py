@@ -6,20 +6,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from molgen_pretrain.metrics.curves import plot_curves
 from molgen_pretrain.metrics.rows import read_rows
 from molgen_pretrain.metrics.summary import summary_table, summary_text
 from molgen_pretrain.training.run_directory import RunDirectory
 
-# Only for the file: the terminal gets the table itself.
-logger = logging.getLogger("molgen_pretrain.summary")
+logger = logging.getLogger(__name__)
 
 
 def finish_report(
     directory: RunDirectory,
-    console: Console,
     *,
     milestones: Sequence[int],
     unigram_entropy: float | None,

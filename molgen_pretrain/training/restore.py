@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,101 @@ from torch import nn
 
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.checkpoint.layout import step_of
+from molgen_pretrain.config.plain import resume_policy
 from molgen_pretrain.config.schema import InitMode, OnResume, RunConfig
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.optim.scheduler import ScheduleApplier
-from molgen_pretrain.schedules import Schedule, differences, schedule_from_state, schedule_state
+from molgen_pretrain.schedules import carry_decisions, differences, schedule_from_state, schedule_state
 from molgen_pretrain.training.trainer import Progress
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Restored:
-    """Where training goes on; `source` is the checkpoint, None for a fresh start."""
-
-    progress: Progress
-    source: Path | None
-
-
 def saved_state(
-    cfg: RunConfig, progress: Progress, schedule: Schedule, data: JsonlTaggedPackedDataset
+    cfg: RunConfig, progress: Progress, applier: ScheduleApplier, data: JsonlTaggedPackedDataset
 ) -> dict[str, Any]:
     """The JSON half of a checkpoint."""
     return {
         "progress": progress.state(),
-        "schedule": schedule_state(schedule),
+        "schedule": schedule_state(applier.schedule),
+        "optimizer_groups": applier.group_settings(),
         "data_order": data.order_fingerprint,
         "data": _data_settings(cfg),
     }
+
+
+def restore(
+    cfg: RunConfig,
+    checkpointer: Checkpointer,
+    model: nn.Module,
+    applier: ScheduleApplier,
+    data: JsonlTaggedPackedDataset,
+) -> Progress:
+    """Fill model and optimizer from the newest checkpoint there is, and settle which plan holds.
+
+    The run's own checkpoints come first, whatever init says: a run name that exists is continued. Raises
+    UserError where the stored schedule or parameter groups differ and `scheduler.on_resume` is strict.
+    """
+    loaded = checkpointer.load_newest(model=model, optimizer=applier.optimizer)
+    if loaded is None and cfg.init.mode is InitMode.resume:
+        loaded = _load_from(Path(cfg.init.source).expanduser().absolute(), checkpointer, model, applier)
+    if loaded is None:
+        logger.info("start: from scratch, seed %d", cfg.training.seed)
+        return Progress()
+    folder, state = loaded
+    progress = Progress(**state["progress"])
+    logger.info("start: after step %d of %s", progress.step, folder)
+    _settle_plan(state, applier, resume_policy(cfg.scheduler))
+    if state["data_order"] != data.order_fingerprint:
+        changed = differences_of(state["data"], _data_settings(cfg)) or ["the content of its files"]
+        logger.warning("the order of the data is no longer the checkpoint's: %s changed", "; ".join(changed))
+    if progress.step >= cfg.training.steps:
+        logger.warning("nothing to train: step %d of training.steps=%d is done", progress.step, cfg.training.steps)
+    return progress
+
+
+def differences_of(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Keys whose values differ, as `key: stored -> current`."""
+    return [
+        f"{key}: {stored.get(key)} -> {current.get(key)}"
+        for key in sorted(stored.keys() | current.keys())
+        if stored.get(key) != current.get(key)
+    ]
+
+
+def _load_from(
+    source: Path, checkpointer: Checkpointer, model: nn.Module, applier: ScheduleApplier
+) -> tuple[Path, dict[str, Any]]:
+    """Another run's newest checkpoint, or the one step that `source` names."""
+    if step_of(source) is not None:
+        return source, checkpointer.load(source, model=model, optimizer=applier.optimizer)
+    other = Checkpointer(source / checkpointer.layout.root.name, keep_latest_k=0)
+    loaded = other.load_newest(model=model, optimizer=applier.optimizer)
+    if loaded is None:
+        raise UserError(f"init.from={source}: no committed checkpoint in this run; give a step-* folder")
+    return loaded
+
+
+def _settle_plan(state: dict[str, Any], applier: ScheduleApplier, on_resume: OnResume) -> None:
+    """Schedule and group settings of the config, or of the checkpoint where that is to win."""
+    stored_groups, current_groups = state["optimizer_groups"], applier.group_settings()
+    changed = differences(state["schedule"], schedule_state(applier.schedule))
+    for name in sorted(stored_groups.keys() | current_groups.keys()):
+        for line in differences_of(stored_groups.get(name, {}), current_groups.get(name, {})):
+            changed.append(f"optimizer group {name}, {line}")
+    if changed and on_resume is OnResume.strict:
+        raise UserError(
+            f"scheduler.on_resume=strict: the plan differs from the checkpoint's: {'; '.join(changed)}; use "
+            "scheduler.on_resume=override (config wins) or use_checkpoint (checkpoint wins)"
+        )
+    if changed:
+        logger.warning("the plan changes, on_resume=%s: %s", on_resume.value, "; ".join(changed))
+    if changed and on_resume is OnResume.use_checkpoint:
+        applier.schedule = schedule_from_state(state["schedule"])
+        applier.adopt_group_settings(stored_groups)
+    else:
+        applier.schedule = carry_decisions(state["schedule"], applier.schedule)
 
 
 def _data_settings(cfg: RunConfig) -> dict[str, Any]:
@@ -54,55 +120,3 @@ def _data_settings(cfg: RunConfig) -> dict[str, Any]:
         "lookahead_limit": data.lookahead_limit,
         "overflow": data.overflow.value,
     }
-
-
-def restore(
-    cfg: RunConfig,
-    checkpointer: Checkpointer,
-    model: nn.Module,
-    applier: ScheduleApplier,
-    data: JsonlTaggedPackedDataset,
-) -> Restored:
-    """Fill model and optimizer from the newest checkpoint there is, and settle which schedule holds.
-
-    The run's own checkpoints come first, whatever init says: a run name that exists is continued. Raises
-    UserError where the stored schedule differs and `scheduler.on_resume` is strict.
-    """
-    optimizer = applier.optimizer
-    loaded = checkpointer.load_newest(model=model, optimizer=optimizer)
-    if loaded is None and cfg.init.mode is InitMode.resume:
-        source = Path(cfg.init.source).expanduser().absolute()
-        if step_of(source) is not None:
-            loaded = source, checkpointer.load(source, model=model, optimizer=optimizer)
-        else:
-            other = Checkpointer(source / checkpointer.layout.root.name, keep_latest_k=0)
-            loaded = other.load_newest(model=model, optimizer=optimizer)
-            if loaded is None:
-                raise UserError(f"init.from={source}: no committed checkpoint in this run; give a step-* folder")
-    if loaded is None:
-        logger.info("start: from scratch, seed %d", cfg.training.seed)
-        return Restored(Progress(), None)
-    folder, state = loaded
-    progress = Progress(**state["progress"])
-    logger.info("start: after step %d of %s", progress.step, folder)
-    applier.schedule = _settle_schedule(state["schedule"], applier.schedule, cfg.scheduler.on_resume)
-    if state["data_order"] != data.order_fingerprint:
-        changed = differences(state["data"], _data_settings(cfg)) or ["the content of its files"]
-        logger.warning("the order of the data is no longer the checkpoint's: %s changed", "; ".join(changed))
-    if progress.step >= cfg.training.steps:
-        logger.warning("nothing to train: step %d of training.steps=%d is done", progress.step, cfg.training.steps)
-    return Restored(progress, folder)
-
-
-def _settle_schedule(stored: dict[str, Any], current: Schedule, on_resume: OnResume) -> Schedule:
-    changed = differences(stored, schedule_state(current))
-    if not changed:
-        return current
-    if on_resume is OnResume.strict:
-        raise UserError(
-            "scheduler.on_resume=strict: the schedule differs from the checkpoint's: "
-            + "; ".join(changed)
-            + "; use scheduler.on_resume=override (config wins) or use_checkpoint (checkpoint wins)"
-        )
-    logger.warning("schedule, on_resume=%s: %s", on_resume.value, "; ".join(changed))
-    return current if on_resume is OnResume.override else schedule_from_state(stored)

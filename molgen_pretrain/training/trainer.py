@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from molgen_pretrain.model.loss import IGNORE_INDEX
 from molgen_pretrain.optim.optimizer import clip_grad_norm
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.distributed import World
+from molgen_pretrain.schedules import Schedule, WSDAdaptive, decay_crossings
 from molgen_pretrain.training.preemption import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Progress:
     tokens: int = 0  # trained on, all ranks
     sequences: int = 0
     position: dict[str, int] = field(default_factory=dict)  # of the data, after the last global batch
+    losses: list[float] = field(default_factory=list)  # logged ones that an adaptive schedule still looks at
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,7 +53,7 @@ class Hooks:
     """What the loop calls at certain steps; the runner decides what they do."""
 
     validate: Callable[[int], None]  # step
-    save: Callable[[Progress], None]
+    save: Callable[[Progress, frozenset[int]], None]  # and the steps whose checkpoints stay for good
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +66,23 @@ class Plan:
     log_freq: int
     validation_freq: int  # 0: never
     checkpoint_interval: int  # 0: never
-    milestones: frozenset[int]
+    snapshot_lrs: tuple[float, ...]  # a checkpoint is kept where a decay first reaches one of these
     seed: int
 
-    def logs_at(self, step: int) -> bool:
+    def logs_at(self, step: int, milestones: Collection[int]) -> bool:
         """Besides every log_freq-th: the first, the last, and both sides of each milestone."""
-        return step % self.log_freq == 0 or step in (1, self.steps) or not self.milestones.isdisjoint((step, step - 1))
+        return step % self.log_freq == 0 or step in (1, self.steps) or step in milestones or step - 1 in milestones
 
-    def validates_at(self, step: int) -> bool:
-        return self._due(step, self.validation_freq)
+    def validates_at(self, step: int, milestones: Collection[int]) -> bool:
+        return self._due(step, self.validation_freq, milestones)
 
-    def saves_at(self, step: int) -> bool:
-        return self._due(step, self.checkpoint_interval)
+    def saves_at(self, step: int, kept: Collection[int]) -> bool:
+        return self._due(step, self.checkpoint_interval, kept)
 
-    def _due(self, step: int, interval: int) -> bool:
+    def _due(self, step: int, interval: int, besides: Collection[int]) -> bool:
         if interval == 0:
             return False
-        return step % interval == 0 or step == self.steps or step in self.milestones
+        return step % interval == 0 or step == self.steps or step in besides
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Trainer:
         self._interval_tokens = 0
         self._interval_positions = 0
         self._interval_padding = 0
+        self._follow(applier.schedule)
 
     def train(self) -> int:
         """Run to the end. Returns 0, or the number of the signal that stopped the run early.
@@ -150,17 +153,22 @@ class Trainer:
                 break
             result = self._update(step, micro_batches)
             self._advance(step, result, micro_batches[-1].position)
-            if self.plan.logs_at(step):
+            if self.plan.logs_at(step, self._milestones):
                 self._log(step, result)
+                self._decide(step, result.loss)
             stops = result.stop_signal and step < self.plan.steps  # after the last step there is nothing to stop
             with self.throughput.paused():
-                if self.plan.validates_at(step) and not stops:
+                if self.plan.validates_at(step, self._milestones) and not stops:
                     self.hooks.validate(step)
-                if self.plan.saves_at(step) or stops:
-                    self.hooks.save(self.progress)
+                if self.plan.saves_at(step, self._kept) or stops:
+                    self.save()
             if stops:
                 return result.stop_signal
         return 0
+
+    def save(self) -> None:
+        """Checkpoint the state after the last finished update."""
+        self.hooks.save(self.progress, self._kept)
 
     def _next_micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """The micro-batches of one update on this device; empty where the data has ended (on all ranks)."""
@@ -201,7 +209,7 @@ class Trainer:
             padding=int(counts["padding"]),
             epoch=micro_batches[-1].epoch,
             stop_signal=self._agreed_signal() if totals["stop"] else 0,
-            max_loss=self._max_loss(micro_batches, losses) if self.plan.logs_at(step) else None,
+            max_loss=self._max_loss(micro_batches, losses) if self.plan.logs_at(step, self._milestones) else None,
         )
 
     def _count(self, micro_batches: list[Batch]) -> dict[str, float]:
@@ -250,6 +258,7 @@ class Trainer:
             "lr": schedule.lr(step),
             "weight_decay": schedule.weight_decay(step),
             "phase": schedule.phase(step).value,
+            **self._group_rates(step),
             "epoch": result.epoch,
             "tokens": self.progress.tokens,
             "sequences": self.progress.sequences,
@@ -259,6 +268,27 @@ class Trainer:
         }
         self.metrics.log(row)
         self._interval_tokens = self._interval_padding = self._interval_positions = 0
+
+    def _group_rates(self, step: int) -> dict[str, float]:
+        """`lr/<group>` of each parameter group, where there are several."""
+        values = self.applier.group_values(step)
+        return {f"lr/{name}": lr for name, (lr, _) in values.items()} if len(values) > 1 else {}
+
+    def _decide(self, step: int, loss: float) -> None:
+        """Let an adaptive schedule begin its decay after this step; every rank sees the same losses."""
+        schedule = self.applier.schedule
+        if not isinstance(schedule, WSDAdaptive) or schedule.decay_start is not None:
+            return
+        self.progress.losses = [*self.progress.losses, loss][-schedule.window :]
+        if self.world.broadcast(schedule.decides(self.progress.losses, step)):
+            self._follow(schedule.with_decay_start(step))
+            logger.info("the decay begins after step %d: %s", step, self.applier.schedule.describe())
+
+    def _follow(self, schedule: Schedule) -> None:
+        """Train by `schedule` from the next update on."""
+        self.applier.schedule = schedule
+        self._milestones = frozenset(schedule.milestones)
+        self._kept = self._milestones.union(decay_crossings(schedule, self.plan.snapshot_lrs, self.plan.steps))
 
     def _max_loss(self, micro_batches: list[Batch], losses: list[Tensor]) -> float:
         """Highest mean loss of any micro-batch on any rank: one bad batch shows here before it does in loss."""

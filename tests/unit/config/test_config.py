@@ -98,7 +98,7 @@ def test_init_from_becomes_source() -> None:
         (["trainnig=sample"], ["trainnig: unknown key, did you mean training?"]),
         (["training.steps=abc"], ["training.steps=abc", "Integer"]),
         (["training.dtype=fp16"], ["training.dtype=fp16", "auto, float32, bfloat16"]),
-        (["scheduler=wsdx"], ["scheduler=wsdx: no such choice, did you mean wsds?", "constant, wsds"]),
+        (["scheduler=wsdss"], ["scheduler=wsdss: no such choice, did you mean wsds?", "constant, cosine"]),
         (["scheduler=constant", "scheduler.decay_frac=0.1"], ["scheduler.decay_frac: unknown key", "warmup_steps"]),
         (["init=resume"], ["init.from: a value is needed"]),
         (["init=scratch", "+init.from=x"], ["init.from: unknown key for init=scratch"]),

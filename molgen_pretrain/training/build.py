@@ -1,0 +1,157 @@
+"""The parts of a run, each made from the config; `runner` says when."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from molgen_pretrain.config.preflight import Inputs
+from molgen_pretrain.config.schema import ReshardAfterForward, RunConfig, WandbMode
+from molgen_pretrain.data.batch import Batch
+from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
+from molgen_pretrain.data.loader import build_loader
+from molgen_pretrain.metrics.console import ConsoleSink
+from molgen_pretrain.metrics.jsonl import JsonlSink
+from molgen_pretrain.metrics.logger import MetricsLogger, Sink
+from molgen_pretrain.metrics.tensorboard import TensorBoardSink
+from molgen_pretrain.metrics.throughput import Throughput, peak_flops
+from molgen_pretrain.metrics.wandb import WandbSink
+from molgen_pretrain.model.flops import flops_per_token
+from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining, build_on_meta, count_parameters, materialize
+from molgen_pretrain.parallel.distributed import World
+from molgen_pretrain.parallel.parallelize import data_parallel_mesh, shard_model
+from molgen_pretrain.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def build_data(
+    cfg: RunConfig, inputs: Inputs, world: World, *, data_parallel_size: int, accumulation_steps: int
+) -> tuple[JsonlTaggedPackedDataset, JsonlTaggedPackedDataset | None]:
+    """Training and validation data, indexed (the one-time pass runs here) and reported."""
+    dataset = partial(
+        JsonlTaggedPackedDataset,
+        tokenizer=inputs.tokenizer,
+        seq_len=cfg.data.seq_len,
+        cache_dir=Path(cfg.data.cache_dir).expanduser(),
+        rank=world.rank,
+        world_size=data_parallel_size,
+        seed=cfg.training.seed if cfg.data.seed is None else cfg.data.seed,
+        min_emb_len=cfg.data.min_emb_len,
+        lookahead_limit=cfg.data.lookahead_limit,
+        overflow=cfg.data.overflow.value,
+        on_bad_line=cfg.data.on_bad_line.value,
+    )
+    train = dataset(
+        paths=inputs.train_files,
+        local_batch_size=cfg.training.local_batch_size,
+        accumulation_steps=accumulation_steps,
+        shuffle_lines=cfg.data.shuffle_lines,
+        infinite=cfg.data.infinite,
+        setting="data.train_path",
+    )
+    _log_data("train data", train)
+    if not cfg.validation.enable:
+        return train, None
+    valid = dataset(
+        paths=inputs.valid_files,
+        local_batch_size=cfg.validation.local_batch_size,
+        shuffle_lines=False,
+        infinite=False,
+        last_batch="pad",
+        setting="data.valid_path",
+    )
+    _log_data("validation data", valid)
+    return train, valid
+
+
+def build_model(
+    cfg: RunConfig, inputs: Inputs, world: World, *, dtype: torch.dtype, sharded: bool
+) -> tuple[Qwen3ForPretraining, Qwen3Arch]:
+    """The model with its initial weights: built on meta, sharded, then filled."""
+    sizes = asdict(cfg.model)
+    loss_chunk_tokens = sizes.pop("loss_chunk_tokens")
+    arch = Qwen3Arch(**sizes)
+    pad_id = inputs.tokenizer.pad_id
+    model = build_on_meta(arch.hf_config(eos_token_id=pad_id, pad_token_id=pad_id), loss_chunk_tokens=loss_chunk_tokens)
+    if sharded:
+        shard_model(
+            model,
+            model.model.layers,
+            data_parallel_mesh(world.device, world.size),
+            compute_dtype=dtype if world.device.type == "cuda" else torch.float32,
+            reshard_after_forward=cfg.parallelism.fsdp_reshard_after_forward is not ReshardAfterForward.never,
+        )
+    materialize(model, device=world.device, seed=cfg.training.seed)
+    parameters, compute = f"{count_parameters(model):,}", str(dtype).removeprefix("torch.")
+    layout = f"{cfg.parallelism.layout.value} on {world.size} x {world.device.type}"
+    logger.info("model: Qwen3, %s parameters, %s compute, %s", parameters, compute, layout)
+    return model, arch
+
+
+def build_metrics(
+    cfg: RunConfig, directory: RunDirectory, world: World, console: Console, *, resume_step: int
+) -> MetricsLogger:
+    """Rank 0 has sinks; its numbers are of all ranks."""
+    if not world.is_main:
+        return MetricsLogger([])
+    metrics = cfg.metrics
+    sinks: list[Sink] = [
+        ConsoleSink(cfg.training.steps, console if metrics.progress_bar else None),
+        JsonlSink(directory.metrics, resume_step=resume_step),
+    ]
+    if metrics.tensorboard:
+        sinks.append(TensorBoardSink(directory.tensorboard, resume_step=resume_step))
+    if metrics.wandb is not WandbMode.disabled:
+        sinks.append(
+            WandbSink(
+                directory.read_facts()["wandb_id"],
+                mode=metrics.wandb.value,
+                directory=directory.root,
+                run_name=directory.name,
+                project=metrics.wandb_project,
+                entity=metrics.wandb_entity,
+                group=metrics.wandb_group,
+                config=asdict(cfg),
+            )
+        )
+    return MetricsLogger(sinks)
+
+
+def build_throughput(cfg: RunConfig, arch: Qwen3Arch, world: World, *, dtype: torch.dtype) -> Throughput:
+    on_gpu = world.device.type == "cuda"
+    return Throughput(
+        devices=world.size,
+        flops_per_token=flops_per_token(arch, cfg.training.seq_len),
+        peak_flops=peak_flops(torch.cuda.get_device_name(), dtype) if on_gpu else None,
+    )
+
+
+def build_batches(
+    cfg: RunConfig, inputs: Inputs, data: JsonlTaggedPackedDataset, world: World, *, position: dict[str, int]
+) -> DataLoader[Batch]:
+    """The loader of the rank's micro-batches from `position` on; rank 0 logs the first sequence, decoded."""
+    if position:
+        data.start_at(position)
+    if world.is_main and (first := next(iter(data), None)) is not None:
+        logger.info("first sequence: %s", inputs.tokenizer.decode(first.input_ids[0].tolist()))
+    return build_loader(
+        data,
+        num_workers=cfg.data.num_workers,
+        pin_memory=cfg.data.pin_memory and world.device.type == "cuda",
+        prefetch_factor=cfg.data.prefetch_factor,
+        persistent_workers=cfg.data.persistent_workers,
+    )
+
+
+def _log_data(what: str, data: JsonlTaggedPackedDataset) -> None:
+    summary = data.summary()
+    logger.info("%s: %s", what, summary.describe())
+    if bad_lines := summary.describe_bad_lines():
+        logger.warning("%s: %s", what, bad_lines)
