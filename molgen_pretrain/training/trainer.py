@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -285,8 +285,10 @@ class Trainer:
             logger.info("the decay begins after step %d: %s", step, self.applier.schedule.describe())
 
     def _follow(self, schedule: Schedule) -> None:
-        """Train by `schedule` from the next update on."""
+        """Train by `schedule` from the next update on; a decay that was decided early ends the run early."""
         self.applier.schedule = schedule
+        if isinstance(schedule, WSDAdaptive) and schedule.decay_start is not None:
+            self.plan = replace(self.plan, steps=min(self.plan.steps, schedule.milestones[-1]))
         self._milestones = frozenset(schedule.milestones)
         self._kept = self._milestones.union(decay_crossings(schedule, self.plan.snapshot_lrs, self.plan.steps))
 
