@@ -187,11 +187,12 @@ def _warmup(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) -> I
     steps = cfg.training.steps
     warmup = warmup_steps(schedule, spans)
     low, high = WARMUP_SHARE
-    if low * steps <= warmup <= high * steps:
+    fewest, most = max(1, math.ceil(low * steps)), math.floor(high * steps)
+    if fewest <= warmup <= most or most < 1:  # below 20 steps there is nothing to choose
         return
     yield (
         f"scheduler: a warmup of {warmup:,} steps is {warmup / steps:.2%} of the run's {steps:,}; usual are "
-        f"{low:.1%} to {high:.0%}, here {max(1, math.ceil(low * steps)):,} to {math.floor(high * steps):,} steps"
+        f"{low:.1%} to {high:.0%}, here {fewest:,} to {most:,} steps"
     )
 
 
@@ -205,7 +206,8 @@ def warmup_steps(schedule: Schedule, spans: Sequence[PhaseSpan]) -> int:
 def _peak_lr(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) -> Iterator[str]:
     if not _has_lr_of_adam(cfg.optimizer):
         return
-    peak = max(schedule.lr(step) for span in spans for step in (span.first, span.last))
+    heights = [window.start for window in schedule.decay_windows(cfg.training.steps)]
+    peak = max(schedule.lr(step) for step in [*heights, *(end for span in spans for end in (span.first, span.last))])
     parameters = parameter_count(cfg.model)
     usual = usual_peak_lr(parameters)
     if parameters < SMALLEST_RULED or usual / PEAK_LR_FACTOR <= peak <= usual * PEAK_LR_FACTOR:

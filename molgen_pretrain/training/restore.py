@@ -16,7 +16,7 @@ from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.schedules import carry_decisions, differences, schedule_from_state, schedule_state
-from molgen_pretrain.training.trainer import Progress
+from molgen_pretrain.training.plan import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -31,12 +31,13 @@ from molgen_pretrain.schedules import Schedule
 from molgen_pretrain.training.build import build_batches, build_data, build_metrics, build_model, build_throughput
 from molgen_pretrain.training.logs import RunLogs
 from molgen_pretrain.training.optimizer_from_config import optimizer_from_config
+from molgen_pretrain.training.plan import Plan, Progress
 from molgen_pretrain.training.precision import autocast_factory, compute_dtype
 from molgen_pretrain.training.preemption import StopRequest
 from molgen_pretrain.training.report import finish_report
 from molgen_pretrain.training.restore import restore, saved_state
 from molgen_pretrain.training.run_directory import RunDirectory, environment_facts, new_run_name
-from molgen_pretrain.training.trainer import Hooks, Plan, Progress, Trainer
+from molgen_pretrain.training.trainer import Hooks, Trainer
 from molgen_pretrain.training.validation import Validator
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from molgen_pretrain.optim.optimizer import clip_grad_norm
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.distributed import World
 from molgen_pretrain.schedules import Schedule, WSDAdaptive, decay_crossings
+from molgen_pretrain.training.plan import Plan, Progress
 from molgen_pretrain.training.preemption import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -34,55 +34,12 @@ class NonFiniteLossError(UserError):
     """Loss or gradient of a step is NaN or infinite; the weights are still those of the step before."""
 
 
-@dataclass
-class Progress:
-    """What a checkpoint must bring back besides tensors."""
-
-    step: int = 0  # finished updates
-    tokens: int = 0  # trained on, all ranks
-    sequences: int = 0
-    position: dict[str, int] = field(default_factory=dict)  # of the data, after the last global batch
-    losses: list[float] = field(default_factory=list)  # logged ones that an adaptive schedule still looks at
-
-    def state(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What the loop calls at certain steps; the runner decides what they do."""
 
     validate: Callable[[int], None]  # step
     save: Callable[[Progress, frozenset[int]], None]  # and the steps whose checkpoints stay for good
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """When things happen, in updates."""
-
-    steps: int
-    accumulation_steps: int
-    max_norm: float
-    log_freq: int
-    validation_freq: int  # 0: never
-    checkpoint_interval: int  # 0: never
-    snapshot_lrs: tuple[float, ...]  # a checkpoint is kept where a decay first reaches one of these
-    seed: int
-
-    def logs_at(self, step: int, milestones: Collection[int]) -> bool:
-        """Besides every log_freq-th: the first, the last, and both sides of each milestone."""
-        return step % self.log_freq == 0 or step in (1, self.steps) or step in milestones or step - 1 in milestones
-
-    def validates_at(self, step: int, milestones: Collection[int]) -> bool:
-        return self._due(step, self.validation_freq, milestones)
-
-    def saves_at(self, step: int, kept: Collection[int]) -> bool:
-        return self._due(step, self.checkpoint_interval, kept)
-
-    def _due(self, step: int, interval: int, besides: Collection[int]) -> bool:
-        if interval == 0:
-            return False
-        return step % interval == 0 or step == self.steps or step in besides
 
 
 @dataclass(frozen=True)

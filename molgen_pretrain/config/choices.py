@@ -1,0 +1,116 @@
+"""Settings that are a choice between words; a member's name is the spelling that users type."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Dtype(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class DecayShape(str, Enum):
+    linear = "linear"
+    cosine = "cosine"
+    one_minus_sqrt = "one_minus_sqrt"
+    sqrt = "sqrt"  # another name of one_minus_sqrt
+    exponential = "exponential"
+    inverse = "inverse"
+
+
+class DecayFracOf(str, Enum):
+    target = "target"
+    period = "period"
+
+
+class WeightDecayStyle(str, Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class LrWsdDecayStyle(str, Enum):
+    exponential = "exponential"
+    linear = "linear"
+    cosine = "cosine"
+    minus_sqrt = "minus_sqrt"
+
+
+class OnResume(str, Enum):
+    strict = "strict"
+    override = "override"
+    use_checkpoint = "use_checkpoint"
+
+
+class Overflow(str, Enum):
+    truncate = "truncate"
+    drop = "drop"
+
+
+class OnBadLine(str, Enum):
+    skip = "skip"
+    error = "error"
+
+
+class ReshardAfterForward(str, Enum):
+    default = "default"
+    always = "always"
+    never = "never"
+
+
+class Layout(str, Enum):
+    single = "single"
+    fsdp = "fsdp"
+
+
+class HfExport(str, Enum):
+    last = "last"
+    milestones = "milestones"
+    every = "every"
+    never = "never"
+
+
+class GroupPreset(str, Enum):
+    none = "none"
+    by_type = "by_type"
+    layerwise = "layerwise"
+
+
+class MuonAdjustLr(str, Enum):
+    """Muon's factor on lr: 0.2 * sqrt(max(rows, columns)), as large as AdamW's updates, so that one lr serves
+    both; or sqrt(max(1, rows / columns)), where typical rates are ten times AdamW's (then lower adamw_lr_scale)."""
+
+    match_rms_adamw = "match_rms_adamw"
+    original = "original"
+
+
+class WandbMode(str, Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+class InitMode(str, Enum):
+    scratch = "scratch"
+    resume = "resume"
+
+
+# Megatron-LM's spellings; one is no Python name.
+LrDecayStyle = Enum(
+    "LrDecayStyle",
+    {
+        "constant": "constant",
+        "linear": "linear",
+        "cosine": "cosine",
+        "inverse-square-root": "inverse-square-root",
+        "WSD": "WSD",
+    },
+)

@@ -1,0 +1,50 @@
+"""What a run has done, and when it does what."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """What a checkpoint must bring back besides tensors."""
+
+    step: int = 0  # finished updates
+    tokens: int = 0  # trained on, all ranks
+    sequences: int = 0
+    position: dict[str, int] = field(default_factory=dict)  # of the data, after the last global batch
+    losses: list[float] = field(default_factory=list)  # logged ones that an adaptive schedule still looks at
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """When things happen, in updates."""
+
+    steps: int
+    accumulation_steps: int
+    max_norm: float
+    log_freq: int
+    validation_freq: int  # 0: never
+    checkpoint_interval: int  # 0: never
+    snapshot_lrs: tuple[float, ...]  # a checkpoint is kept where a decay first reaches one of these
+    seed: int
+
+    def logs_at(self, step: int, milestones: Collection[int]) -> bool:
+        """Besides every log_freq-th: the first, the last, and both sides of each milestone."""
+        return step % self.log_freq == 0 or step in (1, self.steps) or step in milestones or step - 1 in milestones
+
+    def validates_at(self, step: int, milestones: Collection[int]) -> bool:
+        return self._due(step, self.validation_freq, milestones)
+
+    def saves_at(self, step: int, kept: Collection[int]) -> bool:
+        return self._due(step, self.checkpoint_interval, kept)
+
+    def _due(self, step: int, interval: int, besides: Collection[int]) -> bool:
+        if interval == 0:
+            return False
+        return step % interval == 0 or step == self.steps or step in besides
