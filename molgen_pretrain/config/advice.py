@@ -20,7 +20,6 @@ from molgen_pretrain.config.schema import (
     RunConfig,
 )
 from molgen_pretrain.schedules import WSDS, Phase, PhaseSpan, Schedule, WarmupSchedule, WSDAdaptive, decay_crossings
-from molgen_pretrain.schedules.warmup import floor_fraction
 
 # 10 to 20 % of a run's steps is where a decay has its effect (Hägele et al. 2024, arXiv 2405.18392).
 DECAY_SHARE = 0.2
@@ -35,7 +34,7 @@ TAIL_SHARE = 0.05
 
 def advise(cfg: RunConfig, schedule: Schedule) -> list[str]:
     """Warnings about a run that `validate` has passed, most costly first; empty where all looks well."""
-    spans = schedule.phase_spans(cfg.training.steps)
+    spans = schedule.phase_spans(run_length(cfg, schedule))
     return [
         *_lost_milestones(cfg, schedule),
         *_snapshots_that_never_come(cfg, schedule),
@@ -68,6 +67,13 @@ def usual_peak_lr(parameters: int) -> float:
     return ANCHOR_LR * math.sqrt(ANCHOR_PARAMETERS / parameters)
 
 
+def run_length(cfg: RunConfig, schedule: Schedule) -> int:
+    """Updates of the run: training.steps, or fewer where an adaptive decay was decided, which ends its run."""
+    if isinstance(schedule, WSDAdaptive) and schedule.decay_start is not None:
+        return min(cfg.training.steps, schedule.milestones[-1])
+    return cfg.training.steps
+
+
 def decaying_steps(schedule: Schedule, last_step: int) -> int:
     """Updates up to `last_step` that are spent decaying."""
     return sum(window.end - window.start for window in schedule.decay_windows(last_step))
@@ -75,7 +81,7 @@ def decaying_steps(schedule: Schedule, last_step: int) -> int:
 
 def _milestones_off_the_interval(cfg: RunConfig, schedule: Schedule) -> Iterator[str]:
     interval, milestones = cfg.checkpoint.interval, schedule.milestones
-    missed = [step for step in milestones if step % interval and step != cfg.training.steps]
+    missed = [step for step in milestones if step % interval and step != run_length(cfg, schedule)]
     if cfg.checkpoint.enable and missed:
         yield (
             f"checkpoint.interval={interval}: misses {len(missed)} of {len(milestones)} milestones "
@@ -97,7 +103,7 @@ def _lost_milestones(cfg: RunConfig, schedule: Schedule) -> Iterator[str]:
     if cfg.checkpoint.enable or not schedule.milestones:
         return
     exported = cfg.checkpoint.hf_export is not HfExport.never
-    lost = [step for step in schedule.milestones if not (exported and step == cfg.training.steps)]
+    lost = [step for step in schedule.milestones if not (exported and step == run_length(cfg, schedule))]
     if lost:
         yield (
             f"checkpoint.enable=false: {len(lost)} of {len(schedule.milestones)} milestones ({_steps(lost)}) are "
@@ -106,7 +112,7 @@ def _lost_milestones(cfg: RunConfig, schedule: Schedule) -> Iterator[str]:
 
 
 def _snapshots_that_never_come(cfg: RunConfig, schedule: Schedule) -> Iterator[str]:
-    last_step = cfg.training.steps
+    last_step = run_length(cfg, schedule)
     missed = [lr for lr in cfg.checkpoint.at_lr if not decay_crossings(schedule, [lr], last_step)]
     if missed:
         yield (
@@ -119,7 +125,7 @@ def _snapshots_that_never_come(cfg: RunConfig, schedule: Schedule) -> Iterator[s
 
 def _decay_share(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) -> Iterator[str]:
     """Only of plans with a stable phase: a cosine decays all the time, and means to."""
-    total = cfg.training.steps
+    total = run_length(cfg, schedule)
     lengths = [window.end - window.start for window in schedule.decay_windows(total)]
     spent = sum(lengths)
     has_stable = any(span.phase is Phase.STABLE for span in spans)
@@ -149,7 +155,7 @@ def _clamped_windows(schedule: Schedule) -> Iterator[str]:
         return
     previous = 0
     for window in schedule.windows:
-        wanted, has = _wanted_length(schedule, window.end, previous), window.end - window.start
+        wanted, has = schedule.decay_length(window.end, previous), window.end - window.start
         if wanted > has:
             before = "the warmup" if schedule.warmup_steps else "the start of the run"
             if previous and window.start == previous:
@@ -161,16 +167,9 @@ def _clamped_windows(schedule: Schedule) -> Iterator[str]:
         previous = window.end
 
 
-def _wanted_length(schedule: WSDS, target: int, previous: int) -> int:
-    """The length that a decay was given, before it was clamped."""
-    if schedule.decay_steps is not None:
-        return schedule.decay_steps
-    base = target if schedule.decay_frac_of == "target" else target - previous
-    return max(1, floor_fraction(base, schedule.decay_frac or 0.0))
-
-
 def _end_of_run(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) -> Iterator[str]:
-    steps, windows = cfg.training.steps, schedule.decay_windows(cfg.training.steps)
+    steps = run_length(cfg, schedule)
+    windows = schedule.decay_windows(steps)
     if spans[-1].phase not in (Phase.DECAY, Phase.FINAL) or not windows:
         return
     rate, after, progress = schedule.lr(steps), steps - windows[-1].end, schedule.phase_progress(steps)
@@ -184,7 +183,7 @@ def _end_of_run(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) 
 
 
 def _warmup(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) -> Iterator[str]:
-    steps = cfg.training.steps
+    steps = run_length(cfg, schedule)
     warmup = warmup_steps(schedule, spans)
     low, high = WARMUP_SHARE
     fewest, most = max(1, math.ceil(low * steps)), math.floor(high * steps)
@@ -206,7 +205,7 @@ def warmup_steps(schedule: Schedule, spans: Sequence[PhaseSpan]) -> int:
 def _peak_lr(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) -> Iterator[str]:
     if not _has_lr_of_adam(cfg.optimizer):
         return
-    heights = [window.start for window in schedule.decay_windows(cfg.training.steps)]
+    heights = [window.start for window in schedule.decay_windows(run_length(cfg, schedule))]
     peak = max(schedule.lr(step) for step in [*heights, *(end for span in spans for end in (span.first, span.last))])
     parameters = parameter_count(cfg.model)
     usual = usual_peak_lr(parameters)

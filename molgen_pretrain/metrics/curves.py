@@ -15,7 +15,7 @@ from molgen_pretrain.metrics.rows import Row
 
 _TRAIN, _VALIDATION, _RATE = "#2563a8", "#d1611f", "#4b7f52"
 _FEW = 30  # so many points are shown one by one
-_INK, _MUTED, _GRID = "#222222", "#777777", "#e4e4e4"
+INK, MUTED, GRID = "#222222", "#777777", "#e4e4e4"
 
 
 def plot_curves(
@@ -36,9 +36,9 @@ def plot_curves(
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 1), hspace=0.08, left=0.07, right=0.97, top=0.9, bottom=0.08)
     loss_axes = figure.add_subplot(grid[0])
     rate_axes = figure.add_subplot(grid[1], sharex=loss_axes)
-    figure.text(0.07, 0.945, title, fontsize=15, fontweight="bold", color=_INK)
+    figure.text(0.07, 0.945, title, fontsize=15, fontweight="bold", color=INK)
     for axes in (loss_axes, rate_axes):
-        _style(axes)
+        style_axes(axes)
     _draw_loss(loss_axes, rows, unigram_entropy)
     _draw_rate(rate_axes, rows)
     steps = [step for row in rows if isinstance(step := row.get("step"), int)]
@@ -82,14 +82,14 @@ def _series(rows: Sequence[Row], kind: str, key: str) -> tuple[np.ndarray, np.nd
 def _draw_loss(axes: Axes, rows: Sequence[Row], unigram_entropy: float | None) -> None:
     steps, losses = _series(rows, "train", "loss")
     validation_steps, validation_losses = _series(rows, "validation", "loss")
-    axes.set_ylabel("loss (nats per token)", color=_INK)
+    axes.set_ylabel("loss (nats per token)", color=INK)
     axes.tick_params(labelbottom=False)
     shown = np.concatenate([losses, validation_losses])
     shown = shown[np.isfinite(shown)]
     if len(shown) == 0:
         reason = "no finite loss logged" if len(steps) + len(validation_steps) else "no rows logged yet"
         axes.set_yticks([])
-        axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", color=_MUTED, fontsize=13)
+        axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", color=MUTED, fontsize=13)
         return
     if len(steps) <= _FEW:
         axes.plot(steps, losses, color=_TRAIN, lw=1.6, marker="o", ms=5, label="train")
@@ -109,10 +109,10 @@ def _draw_loss(axes: Axes, rows: Sequence[Row], unigram_entropy: float | None) -
             zorder=3,
         )
     if unigram_entropy is not None:
-        axes.axhline(unigram_entropy, color=_MUTED, lw=1.2, ls=(0, (5, 3)), label="unigram entropy of the data")
+        axes.axhline(unigram_entropy, color=MUTED, lw=1.2, ls=(0, (5, 3)), label="unigram entropy of the data")
         shown = np.append(shown, unigram_entropy)
     _scale_loss(axes, float(shown.min()), float(shown.max()))
-    axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.9, labelcolor=_INK)
+    axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.9, labelcolor=INK)
 
 
 def _scale_loss(axes: Axes, lowest: float, highest: float) -> None:
@@ -131,8 +131,8 @@ def _scale_loss(axes: Axes, lowest: float, highest: float) -> None:
 
 def _draw_rate(axes: Axes, rows: Sequence[Row]) -> None:
     steps, rates = _series(rows, "train", "lr")
-    axes.set_ylabel("learning rate", color=_INK)
-    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("learning rate", color=INK)
+    axes.set_xlabel("step", color=INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True))
     if not len(steps):
@@ -147,7 +147,7 @@ def _draw_rate(axes: Axes, rows: Sequence[Row]) -> None:
 def _draw_milestones(panels: tuple[Axes, Axes], milestones: Sequence[int]) -> None:
     for axes in panels:
         for step in milestones:
-            axes.axvline(step, color=_MUTED, lw=0.9, ls=":", zorder=0)
+            axes.axvline(step, color=MUTED, lw=0.9, ls=":", zorder=0)
     # More labels than this would run into each other.
     for step in milestones if len(milestones) <= 12 else ():
         panels[0].annotate(
@@ -158,15 +158,16 @@ def _draw_milestones(panels: tuple[Axes, Axes], milestones: Sequence[int]) -> No
             textcoords="offset points",
             ha="center",
             fontsize=9,
-            color=_MUTED,
+            color=MUTED,
         )
 
 
-def _style(axes: Axes) -> None:
-    axes.grid(axis="y", color=_GRID, lw=0.8)
+def style_axes(axes: Axes) -> None:
+    """The look that all pictures share: horizontal grid, no frame, muted labels."""
+    axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, labelsize=10, length=0)
+    axes.tick_params(colors=MUTED, labelsize=10, length=0)
     axes.margins(x=0.015)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_GRID)
+        spine.set_color(GRID)

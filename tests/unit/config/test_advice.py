@@ -6,7 +6,7 @@ import pytest
 
 from molgen_pretrain.config.advice import advise, notes, parameter_count, usual_peak_lr
 from molgen_pretrain.config.plain import build_schedule
-from molgen_pretrain.tools.plan import compose_run
+from molgen_pretrain.tools.schedule_plan import compose_run
 
 FOUR = ("training.steps=4000", "scheduler.warmup_frac=0.02", "scheduler.checkpoints=[1000,2000,3000,4000]")
 GOOD = (*FOUR, "scheduler.decay_frac=0.1", "scheduler.decay_frac_of=period")
@@ -71,7 +71,7 @@ def test_a_run_that_ends_inside_a_decay() -> None:
     assert "training.steps=4000: the run ends 50% into a decay, at lr 0.00155" in warning
 
 
-@pytest.mark.parametrize("choice", ["constant", "cosine", "inverse_sqrt", "linear", "sgdr", "wsd", "megatron"])
+@pytest.mark.parametrize("choice", ["constant", "cosine", "inverse_sqrt", "linear", "sgdr", "wsd", "wsds", "megatron"])
 def test_the_shipped_schedules_are_not_commented(choice: str) -> None:
     assert of(advise, f"scheduler={choice}") == []
 
@@ -79,7 +79,14 @@ def test_the_shipped_schedules_are_not_commented(choice: str) -> None:
 def test_an_adaptive_plan_says_what_is_open() -> None:
     (note,) = of(notes, "scheduler=wsd_adaptive", "training.steps=4000", "scheduler.min_stable_steps=500")
     assert "from step 700 on; shown is the latest start, step 3,200" in note
-    assert not any("loss" in note for note in of(notes, "scheduler=wsd_adaptive", "scheduler.decay_start=300"))
+    decided = [
+        "scheduler=wsd_adaptive",
+        "scheduler.decay_start=200",
+        "scheduler.decay_frac=0.1",
+        "scheduler.warmup_steps=10",
+    ]
+    assert not any("loss" in note for note in of(notes, *decided))
+    assert of(advise, *decided) == []  # the run ends with the decay, so nothing comes after it
 
 
 def test_a_window_that_the_milestone_before_it_cuts() -> None:

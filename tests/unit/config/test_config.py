@@ -59,6 +59,12 @@ def test_the_recipe_shrinks_to_two_steps() -> None:
     assert build_schedule(cfg.scheduler).milestones[-1] == 2
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("other", ["scheduler=constant", "scheduler=wsd", "optimizer=muon", "model=qwen3_nano"])
+def test_a_recipe_leaves_every_choice_open(experiment: str, other: str) -> None:
+    validate(composed(f"+experiment={experiment}", other), world_size=1)
+
+
 def test_the_bare_config_is_the_sample_recipe() -> None:
     bare, recipe = composed(), composed("+experiment=sample")
     assert dataclasses.replace(bare, description="") == dataclasses.replace(recipe, description="")

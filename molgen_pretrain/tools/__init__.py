@@ -1,0 +1,1 @@
+"""Small command-line tools, each `python -m molgen_pretrain.tools.NAME`."""
