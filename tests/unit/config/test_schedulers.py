@@ -29,9 +29,8 @@ def message_of(*overrides: str) -> str:
 
 
 def test_the_choices() -> None:
-    assert {"wsds", "wsd", "wsd_adaptive", "sgdr", "cosine", "linear", "inverse_sqrt", "constant", "megatron"} == set(
-        CHOICES
-    )
+    schedules = {"wsds", "wsd", "wsd_adaptive", "sgdr", "cosine", "linear", "inverse_sqrt", "constant", "megatron"}
+    assert set(CHOICES) == schedules | {"wsds_pretrain"}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
