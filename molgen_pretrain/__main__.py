@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import hydra
@@ -19,6 +20,7 @@ from molgen_pretrain.config.store import conf_dir, register
 from molgen_pretrain.config.validate import validate
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_SILENT_RANK_SECONDS = 5
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -70,11 +72,14 @@ def _reporting(action: Callable[[], None], wants_traceback: bool) -> None:
 
 
 def _print_error(message: str) -> None:
-    # Before torch is up the ranks of a node share the mistake, and one report is enough.
-    if "torch" in sys.modules or os.environ.get("LOCAL_RANK", "0") == "0":
-        rank = os.environ.get("RANK")
-        prefix = "error: " if rank is None else f"[rank {rank}] error: "
-        print("\n".join(prefix + line for line in message.splitlines()), file=sys.stderr)
+    """Before torch is up the ranks of a node share the mistake, and one report is enough."""
+    if "torch" not in sys.modules and os.environ.get("LOCAL_RANK", "0") != "0":
+        # A launcher ends all ranks when the first one leaves: stay until the one that reports has done so.
+        time.sleep(_SILENT_RANK_SECONDS)
+        return
+    rank = os.environ.get("RANK")
+    prefix = "error: " if rank is None else f"[rank {rank}] error: "
+    print("\n".join(prefix + line for line in message.splitlines()), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

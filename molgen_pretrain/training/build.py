@@ -71,15 +71,18 @@ def build_data(
     return train, valid
 
 
-def build_model(
-    cfg: RunConfig, inputs: Inputs, world: World, *, dtype: torch.dtype, sharded: bool
-) -> tuple[Qwen3ForPretraining, Qwen3Arch]:
-    """The model with its initial weights: built on meta, sharded, then filled."""
+def build_meta_model(cfg: RunConfig, inputs: Inputs) -> tuple[Qwen3ForPretraining, Qwen3Arch]:
+    """The model's shape and names, without memory for weights."""
     sizes = asdict(cfg.model)
     loss_chunk_tokens = sizes.pop("loss_chunk_tokens")
     arch = Qwen3Arch(**sizes)
     pad_id = inputs.tokenizer.pad_id
     model = build_on_meta(arch.hf_config(eos_token_id=pad_id, pad_token_id=pad_id), loss_chunk_tokens=loss_chunk_tokens)
+    return model, arch
+
+
+def fill_model(model: Qwen3ForPretraining, cfg: RunConfig, world: World, *, dtype: torch.dtype, sharded: bool) -> None:
+    """Shard a meta model, then give it memory and initial weights, in place."""
     if sharded:
         shard_model(
             model,
@@ -92,7 +95,6 @@ def build_model(
     parameters, compute = f"{count_parameters(model):,}", str(dtype).removeprefix("torch.")
     layout = f"{cfg.parallelism.layout.value} on {world.size} x {world.device.type}"
     logger.info("model: Qwen3, %s parameters, %s compute, %s", parameters, compute, layout)
-    return model, arch
 
 
 def build_metrics(

@@ -27,9 +27,10 @@ class RunLogs:
         self._buffer = logging.handlers.MemoryHandler(
             _BUFFERED_RECORDS, flushLevel=logging.CRITICAL + 1, flushOnClose=False
         )
+        self._console = build_console_handler(console)
         self._handlers: list[logging.Handler] = [self._buffer]
         if rank == 0:
-            self._handlers.append(build_console_handler(console))
+            self._handlers.append(self._console)
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
         for handler in self._handlers:
@@ -50,6 +51,10 @@ class RunLogs:
         self._handlers.remove(self._buffer)
         self._handlers.append(handler)
         self._logger.addHandler(handler)
+
+    def leave_console(self) -> None:
+        """From now on only the file is written."""
+        self._logger.removeHandler(self._console)
 
     def close(self) -> None:
         for handler in self._handlers:

@@ -10,7 +10,7 @@ from torch import nn
 
 from molgen_pretrain.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
 from molgen_pretrain.optim.optimizer import OptimizerKind, build_optimizer
-from molgen_pretrain.optim.param_groups import GroupRule, build_param_groups
+from molgen_pretrain.optim.param_groups import GroupRule, ParamGroup, build_param_groups
 
 _KINDS: dict[type[OptimizerConfig], OptimizerKind] = {
     AdamWConfig: "adamw",
@@ -20,9 +20,9 @@ _KINDS: dict[type[OptimizerConfig], OptimizerKind] = {
 }
 
 
-def optimizer_from_config(cfg: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Groups and optimizer. Raises UserError for a rule of `optimizer.groups` that has no effect on this model."""
-    groups = build_param_groups(
+def param_groups_from_config(cfg: OptimizerConfig, model: nn.Module) -> list[ParamGroup]:
+    """The groups of a model, meta or real. Raises UserError for a rule of `optimizer.groups` that has no effect."""
+    return build_param_groups(
         model.named_parameters(),
         rules=[GroupRule(**asdict(rule)) for rule in cfg.groups],
         preset=cfg.group_preset.value,
@@ -30,6 +30,11 @@ def optimizer_from_config(cfg: OptimizerConfig, model: nn.Module) -> torch.optim
         layer_decay_rate=1.0 if cfg.layer_decay_rate is None else cfg.layer_decay_rate,
         decay_norms_and_biases=cfg.decay_norms_and_biases,
     )
+
+
+def optimizer_from_config(cfg: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the groups of a model. Raises UserError as `param_groups_from_config` does."""
+    groups = param_groups_from_config(cfg, model)
     common = {field.name for field in fields(OptimizerConfig)}
     own = {name: value for name, value in asdict(cfg).items() if name not in common}
     hyperparameters = {name: value.value if isinstance(value, Enum) else value for name, value in own.items()}

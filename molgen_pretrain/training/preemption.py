@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
 from types import FrameType, TracebackType
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # A terminal's Ctrl-C reaches a rank twice under torchrun: from the terminal, and forwarded by its agent.
@@ -23,8 +20,10 @@ class StopRequest:
     once with 128 + its number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, announces: bool = False) -> None:
+        """`announces`: say on stderr that the wish was heard, since a step may take a while."""
         self.signal = 0
+        self._announces = announces
         self._asked_at = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -43,6 +42,9 @@ class StopRequest:
         now = time.monotonic()
         if not self.signal:
             self.signal, self._asked_at = number, now
+            if self._announces:
+                # os.write, since a handler may interrupt a print that holds the stream's lock.
+                os.write(2, f"signal {number}: saving after this step; once more to exit at once\n".encode())
         elif now - self._asked_at > ECHO_SECONDS:
             # No cleanup: the user asked twice, and whatever is committed on disk stays whole.
             os._exit(128 + number)

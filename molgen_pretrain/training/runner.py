@@ -24,13 +24,20 @@ from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.metrics.logger import MetricsLogger
 from molgen_pretrain.model.hf_io import export_hf
-from molgen_pretrain.model.qwen3 import Qwen3ForPretraining
+from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.distributed import World, joined_world
 from molgen_pretrain.schedules import Schedule
-from molgen_pretrain.training.build import build_batches, build_data, build_metrics, build_model, build_throughput
+from molgen_pretrain.training.build import (
+    build_batches,
+    build_data,
+    build_meta_model,
+    build_metrics,
+    build_throughput,
+    fill_model,
+)
 from molgen_pretrain.training.logs import RunLogs
-from molgen_pretrain.training.optimizer_from_config import optimizer_from_config
+from molgen_pretrain.training.optimizer_from_config import optimizer_from_config, param_groups_from_config
 from molgen_pretrain.training.plan import Plan, Progress
 from molgen_pretrain.training.precision import autocast_factory, compute_dtype
 from molgen_pretrain.training.preemption import StopRequest
@@ -83,6 +90,10 @@ class Runner:
             logger.info("schedule: %s", schedule.describe())
             for line in advise(self.cfg, schedule):
                 logger.warning("%s", line)
+            model, arch = build_meta_model(self.cfg, self.inputs)
+            param_groups_from_config(
+                self.cfg.optimizer, model
+            )  # a rule without effect is an error before the data pass
             train_data, valid_data = build_data(
                 self.cfg,
                 self.inputs,
@@ -92,9 +103,10 @@ class Runner:
             )
             directory = self._make_directory(resolved_yaml, overrides)
             logs.open_file(directory.log(self.world.rank))
-            with StopRequest() as stop:
-                return self._train(schedule, train_data, valid_data, directory, stop)
+            with StopRequest(announces=self.world.is_main) as stop:
+                return self._train(model, arch, schedule, train_data, valid_data, directory, stop)
         except Exception as error:
+            logs.leave_console()  # the command line prints the error itself
             logger.error("the run ends: %s", error)
             raise
         finally:
@@ -102,6 +114,8 @@ class Runner:
 
     def _train(
         self,
+        model: Qwen3ForPretraining,
+        arch: Qwen3Arch,
         schedule: Schedule,
         train_data: JsonlTaggedPackedDataset,
         valid_data: JsonlTaggedPackedDataset | None,
@@ -109,7 +123,7 @@ class Runner:
         stop: StopRequest,
     ) -> int:
         cfg, world = self.cfg, self.world
-        model, arch = build_model(cfg, self.inputs, world, dtype=self.dtype, sharded=self.sharded)
+        fill_model(model, cfg, world, dtype=self.dtype, sharded=self.sharded)
         applier = ScheduleApplier(optimizer_from_config(cfg.optimizer, model), schedule)
         for line in applier.describe_groups():
             logger.info("optimizer group %s", line)

@@ -34,6 +34,7 @@ def tokenizer_without_pad(tmp_path: Path) -> Path:
         (["data.tokenizer=tokenizer"], "the tokenizer has no pad token"),
         (["model.vocab_size=100"], "error: model.vocab_size=100: the embedding has fewer rows than the tokenizer"),
         (["init=resume", "init.from=nowhere"], "error: init.from=nowhere: no such folder"),
+        (["optimizer.groups=[{match: '*.nrom.weight'}]"], "match=*.nrom.weight: matches no parameter; nearest names"),
         (["data.train_path=bad.jsonl"], "error: data.train_path: no usable line"),
         (["data.train_path=bad.jsonl", "data.on_bad_line=error"], "bad.jsonl:1"),
     ],
@@ -43,7 +44,7 @@ def test_mistake(app, tokenizer_without_pad: Path, overrides: list[str], message
     (app.folder / "bad.jsonl").write_text("not json\n")
     began = time.monotonic()
     output, _ = app.run(*overrides, code=1, timeout=60)
-    assert message in output
+    assert output.count(message) == 1
     assert "Traceback" not in output
     assert "Error executing job" not in output
     assert not (app.folder / "runs").exists()

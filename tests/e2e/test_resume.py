@@ -29,6 +29,7 @@ def test_sigterm_and_ctrl_c_save_and_exit(app, tiny, whole, by: signal.Signals) 
     code, output, run = app.interrupt(*tiny, name, after_step=10, by=by)
     assert code == 128 + by
     assert "Traceback" not in output
+    assert f"signal {by.value}: saving after this step" in output
     stopped_at = run.steps_saved()[-1]
     assert list(run.rows())[-1] == stopped_at
     assert run.facts["status"] == "stopped"
