@@ -85,15 +85,15 @@ class Runner:
     def run(self, resolved_yaml: str, overrides: Sequence[str]) -> int:
         """Everything, in order. Returns 0, or the signal that stopped the run."""
         logs = RunLogs(self.world.rank, self.console)
+        directory: RunDirectory | None = None
         try:
             schedule = build_schedule(self.cfg.scheduler)
             logger.info("schedule: %s", schedule.describe())
             for line in advise(self.cfg, schedule):
                 logger.warning("%s", line)
             model, arch = build_meta_model(self.cfg, self.inputs)
-            param_groups_from_config(
-                self.cfg.optimizer, model
-            )  # a rule without effect is an error before the data pass
+            # Made again with the optimizer; here a rule without effect is an error before the data pass.
+            param_groups_from_config(self.cfg.optimizer, model)
             train_data, valid_data = build_data(
                 self.cfg,
                 self.inputs,
@@ -108,6 +108,8 @@ class Runner:
         except Exception as error:
             logs.leave_console()  # the command line prints the error itself
             logger.error("the run ends: %s", error)
+            if directory is not None and self.world.is_main:
+                directory.update_facts(status="failed")
             raise
         finally:
             logs.close()
@@ -149,16 +151,16 @@ class Runner:
             autocast=self.autocast,
             locate=partial(_locate, train_data),
         )
-        status = "failed"
+        exit_code = 1
         try:
             signal_number = trainer.train()
-            status = "stopped" if signal_number else "finished"
             if not signal_number:
                 self._keep_result(directory, checkpointer, trainer, model)
+            exit_code = 0
         finally:
-            metrics.close(exit_code=int(status == "failed"))
-            if world.is_main:
-                directory.update_facts(status=status, step=progress.step)
+            metrics.close(exit_code)
+        if world.is_main:
+            directory.update_facts(status="stopped" if signal_number else "finished", step=progress.step)
         if signal_number:
             again = f"the same command with run_name={directory.name} continues"
             logger.info("stopped by signal %d after step %d; %s", signal_number, progress.step, again)

@@ -148,6 +148,7 @@ def test_strict_names_every_field_that_differs(runs, finished) -> None:
     message = str(caught.value)
     assert "lr_max: 0.003 -> 0.001" in message
     assert "optimizer group norms, lr_scale: 1.0 -> 2.0" in message
+    assert json.loads((runs.folder / "strict" / "run.json").read_text())["status"] == "failed"
 
 
 def test_override_takes_the_config_for_schedule_and_groups(runs, finished) -> None:
