@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -43,14 +44,22 @@ def message_of(*overrides: str, world_size: int = 1) -> str:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_is_valid(choice: str) -> None:
     extra = ["init.from=somewhere"] if choice == "init=resume" else []
-    validate(composed(choice, *extra), world_size=1)
+    cfg = composed(choice, *extra)
+    validate(cfg, world_size=1)
+    group, _, name = choice.partition("=")
+    section = getattr(cfg, group)
+    for key, value in yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text()).items():
+        if isinstance(value, (bool, int)):
+            assert getattr(section, key) == value, f"{choice} does not set {key}"
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("world_size", [1, 8])
 def test_every_experiment_composes_and_is_valid(experiment: str, world_size: int) -> None:
     layout = ["parallelism=fsdp"] if experiment == "sample" else []
-    validate(composed(f"+experiment={experiment}", *layout), world_size)
+    cfg = composed(f"+experiment={experiment}", *layout)
+    validate(cfg, world_size)
+    assert cfg.description == experiment
 
 
 def test_the_recipe_shrinks_to_two_steps() -> None:
@@ -62,7 +71,7 @@ def test_the_recipe_shrinks_to_two_steps() -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("other", ["scheduler=constant", "scheduler=wsd", "optimizer=muon", "model=qwen3_nano"])
 def test_a_recipe_leaves_every_choice_open(experiment: str, other: str) -> None:
-    validate(composed(f"+experiment={experiment}", other), world_size=1)
+    assert validate(composed(f"+experiment={experiment}", other), world_size=1) is None
 
 
 def test_the_bare_config_is_the_sample_recipe() -> None:
