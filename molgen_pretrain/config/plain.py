@@ -74,6 +74,11 @@ def build_schedule(cfg: SchedulerConfig) -> Schedule:
     return _SCHEDULES[type(cfg)](**values)
 
 
+def data_seed(cfg: RunConfig) -> int:
+    """The seed of the data's order; null falls back to the run's."""
+    return cfg.training.seed if cfg.data.seed is None else cfg.data.seed
+
+
 def resume_policy(cfg: SchedulerConfig) -> OnResume:
     """What a resume does where the schedule differs: `on_resume`, or what Megatron's two switches say.
 

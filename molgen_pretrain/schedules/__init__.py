@@ -10,7 +10,13 @@ from molgen_pretrain.schedules.constant import Constant
 from molgen_pretrain.schedules.crossings import decay_crossings
 from molgen_pretrain.schedules.megatron import Megatron
 from molgen_pretrain.schedules.sgdr import SGDR
-from molgen_pretrain.schedules.state import carry_decisions, differences, schedule_from_state, schedule_state
+from molgen_pretrain.schedules.state import (
+    carry_decisions,
+    changed_fields,
+    differences,
+    schedule_from_state,
+    schedule_state,
+)
 from molgen_pretrain.schedules.warmup import WarmupSchedule
 from molgen_pretrain.schedules.wsd import WSD
 from molgen_pretrain.schedules.wsd_adaptive import WSDAdaptive
@@ -33,6 +39,7 @@ __all__ = [
     "WarmupSchedule",
     "Window",
     "carry_decisions",
+    "changed_fields",
     "decay_crossings",
     "differences",
     "schedule_from_state",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, fields, replace
 from typing import Any
 
@@ -54,9 +55,17 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     difference: `carry_decisions` takes it over.
     """
     left_open = {name for name in _decisions(current["schedule"]) if current.get(name) is None}
+    return changed_fields(
+        {key: value for key, value in stored.items() if key not in left_open},
+        {key: value for key, value in current.items() if key not in left_open},
+    )
+
+
+def changed_fields(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ, as `key: stored -> current`; a missing key counts as None."""
     return [
         f"{key}: {stored.get(key)} -> {current.get(key)}"
-        for key in sorted((stored.keys() | current.keys()) - left_open)
+        for key in sorted(stored.keys() | current.keys())
         if stored.get(key) != current.get(key)
     ]
 

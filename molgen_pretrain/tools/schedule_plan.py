@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from molgen_pretrain.config.advice import decaying_steps, run_length
 from molgen_pretrain.config.batch import accumulation_steps
-from molgen_pretrain.config.plain import build_schedule, to_run_config
+from molgen_pretrain.config.compose import compose_run
+from molgen_pretrain.config.plain import build_schedule
 from molgen_pretrain.config.schema import RunConfig
-from molgen_pretrain.config.store import conf_dir, register
 from molgen_pretrain.config.validate import data_parallel_degree, validate
 from molgen_pretrain.metrics.formats import format_percent
 from molgen_pretrain.schedules import PhaseSpan, Schedule, Window
@@ -84,14 +82,6 @@ def decay_text(plan: RunPlan) -> str:
     spent, count = decaying_steps(plan.schedule, plan.last_step), len(plan.decays)
     share = format_percent(spent / plan.last_step)
     return f"{spent:,} of {plan.last_step:,} steps ({share}) decaying, {count} decay{'s' if count > 1 else ''}"
-
-
-def compose_run(overrides: Sequence[str], config_dir: Path | None = None) -> RunConfig:
-    """The config that the application would get from these overrides."""
-    register()
-    search = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.expanduser().absolute()}]"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_run_config(compose("config", overrides=[*overrides, *search]))
 
 
 def overlaid(base: Sequence[str], changes: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from molgen_pretrain.config.plain import data_seed
 from molgen_pretrain.config.preflight import Inputs
 from molgen_pretrain.config.schema import ReshardAfterForward, RunConfig, WandbMode
 from molgen_pretrain.data.batch import Batch
@@ -42,7 +43,7 @@ def build_data(
         cache_dir=Path(cfg.data.cache_dir).expanduser(),
         rank=world.rank,
         world_size=data_parallel_size,
-        seed=cfg.training.seed if cfg.data.seed is None else cfg.data.seed,
+        seed=data_seed(cfg),
         min_emb_len=cfg.data.min_emb_len,
         lookahead_limit=cfg.data.lookahead_limit,
         overflow=cfg.data.overflow.value,

@@ -10,12 +10,12 @@ from torch import nn
 
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.checkpoint.layout import step_of
-from molgen_pretrain.config.plain import resume_policy
+from molgen_pretrain.config.plain import data_seed, resume_policy
 from molgen_pretrain.config.schema import InitMode, OnResume, RunConfig
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.optim.scheduler import ScheduleApplier
-from molgen_pretrain.schedules import carry_decisions, differences, schedule_from_state, schedule_state
+from molgen_pretrain.schedules import carry_decisions, changed_fields, differences, schedule_from_state, schedule_state
 from molgen_pretrain.training.plan import Progress
 
 logger = logging.getLogger(__name__)
@@ -57,20 +57,11 @@ def restore(
     logger.info("start: after step %d of %s", progress.step, folder)
     _settle_plan(state, applier, resume_policy(cfg.scheduler))
     if state["data_order"] != data.order_fingerprint:
-        changed = differences_of(state["data"], _data_settings(cfg)) or ["the content of its files"]
+        changed = changed_fields(state["data"], _data_settings(cfg)) or ["the content of its files"]
         logger.warning("the order of the data is no longer the checkpoint's: %s changed", "; ".join(changed))
     if progress.step >= cfg.training.steps:
         logger.warning("nothing to train: step %d of training.steps=%d is done", progress.step, cfg.training.steps)
     return progress
-
-
-def differences_of(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Keys whose values differ, as `key: stored -> current`."""
-    return [
-        f"{key}: {stored.get(key)} -> {current.get(key)}"
-        for key in sorted(stored.keys() | current.keys())
-        if stored.get(key) != current.get(key)
-    ]
 
 
 def _load_from(
@@ -91,7 +82,7 @@ def _settle_plan(state: dict[str, Any], applier: ScheduleApplier, on_resume: OnR
     stored_groups, current_groups = state["optimizer_groups"], applier.group_settings()
     changed = differences(state["schedule"], schedule_state(applier.schedule))
     for name in sorted(stored_groups.keys() | current_groups.keys()):
-        for line in differences_of(stored_groups.get(name, {}), current_groups.get(name, {})):
+        for line in changed_fields(stored_groups.get(name, {}), current_groups.get(name, {})):
             changed.append(f"optimizer group {name}, {line}")
     if changed and on_resume is OnResume.strict:
         raise UserError(
@@ -114,7 +105,7 @@ def _data_settings(cfg: RunConfig) -> dict[str, Any]:
         "train_path": data.train_path,
         "tokenizer": data.tokenizer,
         "seq_len": data.seq_len,
-        "seed": cfg.training.seed if data.seed is None else data.seed,
+        "seed": data_seed(cfg),
         "shuffle_lines": data.shuffle_lines,
         "min_emb_len": data.min_emb_len,
         "lookahead_limit": data.lookahead_limit,

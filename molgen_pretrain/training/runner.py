@@ -155,7 +155,7 @@ class Runner:
         try:
             signal_number = trainer.train()
             if not signal_number:
-                self._keep_result(directory, checkpointer, trainer, model)
+                self._keep_result(directory, trainer, model)
             exit_code = 0
         finally:
             metrics.close(exit_code)
@@ -236,21 +236,21 @@ class Runner:
         data: JsonlTaggedPackedDataset,
         progress: Progress,
         kept: frozenset[int],
-    ) -> None:
+    ) -> bool:
+        """Checkpoint, and export where that is wanted. False, on every rank, where storage failed."""
         step = progress.step
         checkpointer.milestones = kept
         state = saved_state(self.cfg, progress, applier, data)
         try:
             checkpointer.save(step, model=model, optimizer=applier.optimizer, state=state)
         except CheckpointSaveError as error:
-            if step == self.cfg.training.steps:
-                raise
             logger.error("the run goes on and saves again at the next checkpoint: %s", error)
-            return
+            return False
         policy = self.cfg.checkpoint.hf_export
         is_milestone = step in applier.schedule.milestones
         if policy is HfExport.every or (policy is HfExport.milestones and is_milestone):
             self._export(directory, model, step)
+        return True
 
     def _export(self, directory: RunDirectory, model: Qwen3ForPretraining, step: int) -> None:
         target = directory.hf_export(step)
@@ -258,14 +258,17 @@ class Runner:
         self.world.barrier()
         logger.info("hf export: %s", target)
 
-    def _keep_result(
-        self, directory: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, model: Qwen3ForPretraining
-    ) -> None:
-        """The last step is saved and exported, also where data ended early or nothing was left to train."""
+    def _keep_result(self, directory: RunDirectory, trainer: Trainer, model: Qwen3ForPretraining) -> None:
+        """The last step is saved and exported, also where data ended early or nothing was left to train.
+
+        Raises CheckpointSaveError on every rank where the last step cannot be saved.
+        """
         step = trainer.progress.step
-        if self.cfg.checkpoint.enable and checkpointer.newest() != step:
-            trainer.save()
-        if self.cfg.checkpoint.hf_export is not HfExport.never and not directory.hf_export(step).exists():
+        if self.cfg.checkpoint.enable and trainer.saved_step != step and not trainer.save():
+            raise CheckpointSaveError(f"step {step}, the last, could not be saved; the log has the reason")
+        # As rank 0 sees it: the export is collective, and a shared file system may tell others later.
+        exported = self.world.broadcast(directory.hf_export(step).exists())
+        if self.cfg.checkpoint.hf_export is not HfExport.never and not exported:
             self._export(directory, model, step)
 
 

@@ -39,7 +39,7 @@ class Hooks:
     """What the loop calls at certain steps; the runner decides what they do."""
 
     validate: Callable[[int], None]  # step
-    save: Callable[[Progress, frozenset[int]], None]  # and the steps whose checkpoints stay for good
+    save: Callable[[Progress, frozenset[int]], bool]  # with the steps whose checkpoints stay; whether it worked
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Trainer:
         self.data_parallel_size = data_parallel_size
         self.autocast = autocast
         self.locate = locate
+        self.saved_step: int | None = None  # last one saved by this trainer
         self._interval_tokens = 0
         self._interval_positions = 0
         self._interval_padding = 0
@@ -123,9 +124,12 @@ class Trainer:
                 return result.stop_signal
         return 0
 
-    def save(self) -> None:
-        """Checkpoint the state after the last finished update."""
-        self.hooks.save(self.progress, self._kept)
+    def save(self) -> bool:
+        """Checkpoint the state after the last finished update; False, on every rank, where storage failed."""
+        saved = self.hooks.save(self.progress, self._kept)
+        if saved:
+            self.saved_step = self.progress.step
+        return saved
 
     def _next_micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """The micro-batches of one update on this device; empty where the data has ended (on all ranks)."""

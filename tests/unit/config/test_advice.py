@@ -5,8 +5,8 @@ import re
 import pytest
 
 from molgen_pretrain.config.advice import advise, notes, parameter_count, usual_peak_lr
+from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.plain import build_schedule
-from molgen_pretrain.tools.schedule_plan import compose_run
 
 FOUR = ("training.steps=4000", "scheduler.warmup_frac=0.02", "scheduler.checkpoints=[1000,2000,3000,4000]")
 GOOD = (*FOUR, "scheduler.decay_frac=0.1", "scheduler.decay_frac_of=period")

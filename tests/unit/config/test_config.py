@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.messages import explain
-from molgen_pretrain.config.plain import build_schedule, to_run_config
+from molgen_pretrain.config.plain import build_schedule
 from molgen_pretrain.config.schema import InitMode, RunConfig
-from molgen_pretrain.config.store import conf_dir, group_choices, register
+from molgen_pretrain.config.store import conf_dir, group_choices
 from molgen_pretrain.config.validate import validate
 from molgen_pretrain.errors import UserError
 
@@ -28,9 +28,7 @@ def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def composed(*overrides: str) -> RunConfig:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_run_config(compose("config", overrides=list(overrides)))
+    return compose_run(overrides)
 
 
 def message_of(*overrides: str, world_size: int = 1) -> str:

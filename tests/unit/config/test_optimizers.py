@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from torch import nn
 
+from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.messages import explain
-from molgen_pretrain.config.plain import to_run_config
 from molgen_pretrain.config.schema import RunConfig
-from molgen_pretrain.config.store import conf_dir, register
+from molgen_pretrain.config.store import conf_dir
 from molgen_pretrain.config.validate import validate
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.model.qwen3 import Qwen3Arch, build_on_meta, materialize
@@ -22,9 +21,7 @@ CHOICES = sorted(path.stem for path in (conf_dir() / "optimizer").glob("*.yaml")
 
 
 def composed(*overrides: str) -> RunConfig:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = to_run_config(compose("config", overrides=list(overrides)))
+    cfg = compose_run(overrides)
     validate(cfg, world_size=1)
     return cfg
 

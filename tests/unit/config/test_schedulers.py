@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from molgen_pretrain.config.plain import build_schedule, resume_policy, to_run_config
+from molgen_pretrain.config.compose import compose_run
+from molgen_pretrain.config.plain import build_schedule, resume_policy
 from molgen_pretrain.config.schema import OnResume, RunConfig
-from molgen_pretrain.config.store import conf_dir, register
+from molgen_pretrain.config.store import conf_dir
 from molgen_pretrain.config.validate import validate
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.schedules import schedule_from_state, schedule_state
@@ -17,9 +17,7 @@ CHOICES = sorted(path.stem for path in (conf_dir() / "scheduler").glob("*.yaml")
 
 
 def composed(*overrides: str) -> RunConfig:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_run_config(compose("config", overrides=list(overrides)))
+    return compose_run(overrides)
 
 
 def message_of(*overrides: str) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.plain import build_schedule
 from molgen_pretrain.tools.schedule import main
-from molgen_pretrain.tools.schedule_plan import compose_run, overlaid, plan_run
+from molgen_pretrain.tools.schedule_plan import overlaid, plan_run
 
 FOUR = ("training.steps=4000", "scheduler.warmup_frac=0.02", "scheduler.checkpoints=[1000,2000,3000,4000]")
 
