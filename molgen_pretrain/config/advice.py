@@ -10,15 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from molgen_pretrain.config.schema import (
-    AdamConfig,
-    HfExport,
-    ModelConfig,
-    MuonAdjustLr,
-    MuonConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from molgen_pretrain.config.choices import HfExport, MuonAdjustLr
+from molgen_pretrain.config.optimizer_schema import AdamConfig, MuonConfig, OptimizerConfig
+from molgen_pretrain.config.schema import ModelConfig, RunConfig
 from molgen_pretrain.schedules import WSDS, Phase, PhaseSpan, Schedule, WarmupSchedule, WSDAdaptive, decay_crossings
 
 # 10 to 20 % of a run's steps is where a decay has its effect (Hägele et al. 2024, arXiv 2405.18392).

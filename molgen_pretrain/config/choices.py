@@ -60,6 +60,14 @@ class OnBadLine(str, Enum):
     error = "error"
 
 
+class TokenCache(str, Enum):
+    """Token ids on disk, read back without tokenizing; or lengths only. auto: ids where they fit."""
+
+    auto = "auto"
+    lengths = "lengths"
+    tokens = "tokens"
+
+
 class ReshardAfterForward(str, Enum):
     default = "default"
     always = "always"

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from molgen_pretrain.config.schema import (
+from molgen_pretrain.config.choices import InitMode, OnResume
+from molgen_pretrain.config.scheduler_schema import (
     ConstantConfig,
     CosineConfig,
-    InitConfig,
-    InitMode,
     InverseSqrtConfig,
     LinearConfig,
     MegatronConfig,
-    OnResume,
-    RunConfig,
     SchedulerConfig,
     SGDRConfig,
     WSDAdaptiveConfig,
     WSDConfig,
     WSDSConfig,
 )
+from molgen_pretrain.config.schema import DataConfig, InitConfig, RunConfig
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.schedules import (
     SGDR,
@@ -79,6 +78,11 @@ def data_seed(cfg: RunConfig) -> int:
     return cfg.training.seed if cfg.data.seed is None else cfg.data.seed
 
 
+def source_names(data: DataConfig) -> list[str]:
+    """The names of a mixture's sources: what was given, or the last part of the path without its suffixes."""
+    return [source.name or _path_name(source.path) or f"source{number}" for number, source in enumerate(data.sources)]
+
+
 def resume_policy(cfg: SchedulerConfig) -> OnResume:
     """What a resume does where the schedule differs: `on_resume`, or what Megatron's two switches say.
 
@@ -96,6 +100,10 @@ def resume_policy(cfg: SchedulerConfig) -> OnResume:
             raise UserError(f"scheduler.{name}=true: contradicts scheduler.on_resume={policy.value}; give one")
         policy = meant if is_on else policy
     return policy
+
+
+def _path_name(path: Any) -> str:
+    return Path(path).name.split(".")[0] if isinstance(path, str) else ""
 
 
 def _unknown_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from molgen_pretrain.config.schema import InitMode, RunConfig
+from molgen_pretrain.config.choices import InitMode
+from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.data.files import resolve_files
 from molgen_pretrain.data.tokenizer import UnitTokenizer
 from molgen_pretrain.errors import UserError

@@ -14,24 +14,19 @@ from typing import Any
 from omegaconf import MISSING
 
 from molgen_pretrain.config.choices import (
-    DecayFracOf,
-    DecayShape,
     Device,
     Dtype,
-    GroupPreset,
     HfExport,
     InitMode,
     Layout,
-    LrDecayStyle,
-    LrWsdDecayStyle,
-    MuonAdjustLr,
     OnBadLine,
-    OnResume,
     Overflow,
     ReshardAfterForward,
+    TokenCache,
     WandbMode,
-    WeightDecayStyle,
 )
+from molgen_pretrain.config.optimizer_schema import OptimizerConfig
+from molgen_pretrain.config.scheduler_schema import SchedulerConfig
 
 SAMPLE_DIR = Path(__file__).resolve().parent.parent / "sample"
 
@@ -56,191 +51,18 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class GroupScales:
-    """Factors on the schedule's learning rate and weight decay."""
+class SourceConfig:
+    """One entry of data.sources."""
 
-    lr_scale: float = 1.0
-    wd_scale: float = 1.0
-
-
-@dataclass(kw_only=True)
-class TypeScales:
-    """optimizer.group_preset=by_type: factors for each type of parameter; the head counts as embedding."""
-
-    embeddings: GroupScales = field(default_factory=GroupScales)
-    attention: GroupScales = field(default_factory=GroupScales)
-    feed_forward: GroupScales = field(default_factory=GroupScales)
-    norms: GroupScales = field(default_factory=GroupScales)
-    biases: GroupScales = field(default_factory=GroupScales)
-
-
-@dataclass(kw_only=True)
-class GroupRuleConfig:
-    """One entry of optimizer.groups: the first whose glob matches a parameter's name takes it."""
-
-    match: str = MISSING  # e.g. "model.layers.*.mlp.*"; * crosses dots
-    name: str | None = None  # in logs and metrics; null: the glob
-    lr_scale: float | None = None  # null: what group_preset says
-    wd_scale: float | None = None  # null: what group_preset and decay_norms_and_biases say
-
-
-@dataclass(kw_only=True)
-class OptimizerConfig:
-    lr: float = MISSING
-    weight_decay: float = MISSING
-    fused: bool | None = None  # null: wherever torch offers it
-    decay_norms_and_biases: bool = True
-    group_preset: GroupPreset = GroupPreset.none
-    by_type: TypeScales = field(default_factory=TypeScales)
-    layer_decay_rate: float | None = None  # group_preset=layerwise: lr_scale = rate ** blocks from the top
-    groups: list[GroupRuleConfig] = field(default_factory=list)  # come before the preset
-
-
-@dataclass(kw_only=True)
-class AdamConfig(OptimizerConfig):
-    """Adam: weight decay is part of the gradient (L2)."""
-
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-
-
-@dataclass(kw_only=True)
-class AdamWConfig(AdamConfig):
-    """Adam with decoupled weight decay."""
-
-
-@dataclass(kw_only=True)
-class SGDConfig(OptimizerConfig):
-    """Weight decay is part of the gradient (L2)."""
-
-    momentum: float = 0.9
-    nesterov: bool = False
-
-
-@dataclass(kw_only=True)
-class MuonConfig(AdamConfig):
-    """Muon on hidden matrices; AdamW (betas, eps) on embeddings, head, norms and biases."""
-
-    momentum: float = 0.95
-    nesterov: bool = True
-    ns_steps: int = 5  # Newton-Schulz iterations
-    adjust_lr: MuonAdjustLr = MuonAdjustLr.match_rms_adamw
-    adamw_lr_scale: float = 1.0  # of the learning rate, for the AdamW part
-
-
-@dataclass(kw_only=True)
-class SchedulerConfig:
-    """What every choice has. Where a length can be given in steps or as a fraction, the steps win."""
-
-    total_steps: int = MISSING
-    start_weight_decay: float = MISSING
-    end_weight_decay: float | None = None
-    weight_decay_incr_style: WeightDecayStyle = WeightDecayStyle.constant
-    decay_beta2: float | None = None  # Adam's beta2 while the learning rate decays; null: the optimizer's own
-    on_resume: OnResume = OnResume.strict
-
-
-@dataclass(kw_only=True)
-class WarmupConfig(SchedulerConfig):
-    lr_max: float = MISSING
-    warmup_steps: int | None = None
-    warmup_frac: float | None = None  # of training.steps
-
-
-@dataclass(kw_only=True)
-class ConstantConfig(WarmupConfig):
-    warmup_init: float = 0.0
-
-
-@dataclass(kw_only=True)
-class AnnealConfig(WarmupConfig):
-    """Down from the end of the warmup to min_lr, which is held after decay_steps."""
-
-    warmup_init: float = 0.0
-    min_lr: float = MISSING
-    decay_steps: int | None = None  # the step at which the decay ends; null: training.steps
-
-
-@dataclass(kw_only=True)
-class CosineConfig(AnnealConfig):
-    pass
-
-
-@dataclass(kw_only=True)
-class LinearConfig(AnnealConfig):
-    pass
-
-
-@dataclass(kw_only=True)
-class InverseSqrtConfig(AnnealConfig):
-    timescale: int | None = None  # null: the warmup's length
-
-
-@dataclass(kw_only=True)
-class WSDSConfig(WarmupConfig):
-    lr_min: float = MISSING
-    checkpoints: list[int] = field(default_factory=list)  # milestone steps
-    checkpoints_frac: list[float] = field(default_factory=list)  # of training.steps, where checkpoints is empty
-    decay_frac: float | None = 0.1
-    decay_steps: int | None = None
-    decay_frac_of: DecayFracOf = DecayFracOf.target
-    decay_shape: DecayShape = DecayShape.linear
-
-
-@dataclass(kw_only=True)
-class WarmupDecayConfig(WarmupConfig):
-    """One decay of decay_steps, or decay_frac of training.steps."""
-
-    lr_min: float = MISSING
-    warmup_init: float | None = None  # null: lr_min
-    decay_steps: int | None = None
-    decay_frac: float | None = None
-    decay_shape: DecayShape = DecayShape.linear
-
-
-@dataclass(kw_only=True)
-class WSDConfig(WarmupDecayConfig):
-    stable_steps: int | None = None  # null: until the decay that ends with training.steps; without one, open-ended
-    blend_steps: int = 0  # gradual entry into the decay
-
-
-@dataclass(kw_only=True)
-class WSDAdaptiveConfig(WarmupDecayConfig):
-    window: int = 20  # logged losses that are looked at
-    threshold: float = 0.005  # relative improvement over the window below which the decay starts
-    min_stable_steps: int = 0
-    decay_start: int | None = None  # null: decided by the loss
-
-
-@dataclass(kw_only=True)
-class SGDRConfig(WarmupConfig):
-    lr_min: float = MISSING
-    cycle_length: int | None = None
-    cycles: int | None = None  # how many fill training.steps, where cycle_length is null
-    cycle_mult: float = 1.0
-    warmup_init: float | None = None  # null: lr_min
-
-
-@dataclass(kw_only=True)
-class MegatronConfig(SchedulerConfig):
-    """Megatron-LM's own names; its lr is optimizer.lr and its train_iters training.steps."""
-
-    lr_max: float = MISSING
-    min_lr: float = 0.0
-    lr_decay_style: LrDecayStyle = LrDecayStyle.linear
-    lr_decay_iters: int | None = None  # null: training.steps
-    lr_warmup_iters: int = 0
-    lr_warmup_fraction: float | None = None  # of the decay iterations, not rounded; wins over lr_warmup_iters
-    lr_warmup_init: float = 0.0
-    lr_wsd_decay_style: LrWsdDecayStyle = LrWsdDecayStyle.exponential
-    lr_wsd_decay_iters: int | None = None
-    override_opt_param_scheduler: bool = False  # on_resume=override
-    use_checkpoint_opt_param_scheduler: bool = False  # on_resume=use_checkpoint
+    path: Any = MISSING  # as data.train_path
+    weight: float = MISSING  # share of the sequences, relative to the other sources' weights
+    name: str | None = None  # in logs and metrics; null: the last part of the path
 
 
 @dataclass(kw_only=True)
 class DataConfig:
     train_path: Any = MISSING  # a .jsonl file, a folder of them, a glob, or a list of those
+    sources: list[SourceConfig] = field(default_factory=list)  # a mixture; where given, train_path is not read
     valid_path: Any = None
     tokenizer: str = MISSING  # folder with tokenizer.json and tokenizer_config.json
     embedding_rows: int = MISSING  # rows that models for this tokenizer have (Qwen3: 151936)
@@ -256,7 +78,11 @@ class DataConfig:
     pin_memory: bool = True
     prefetch_factor: int = 4
     persistent_workers: bool = True
+    document_mask: bool = False  # attention stays within a unit, positions restart with it
     cache_dir: str = MISSING
+    cache: TokenCache = TokenCache.auto  # what the one-time pass keeps besides lengths
+    cache_budget_gib: float = 256.0  # cache=auto: most that one data set's token ids may take
+    index_processes: int | None = None  # of the one-time pass; null: every usable core
 
 
 @dataclass(kw_only=True)
@@ -291,6 +117,7 @@ class CheckpointConfig:
 @dataclass(kw_only=True)
 class MetricsConfig:
     log_freq: int = 10
+    token_class_loss: bool = False  # also the loss of SMILES, tags, coordinates and the rest by themselves
     tensorboard: bool = True
     wandb: WandbMode = WandbMode.disabled
     wandb_project: str = "molgen-pretrain"

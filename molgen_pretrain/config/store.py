@@ -8,24 +8,24 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from molgen_pretrain.config import schema
+from molgen_pretrain.config import optimizer_schema, scheduler_schema, schema
 
 _SCHEMAS: dict[tuple[str | None, str], Any] = {
     (None, "schema"): schema.RunConfig,
     ("model", "schema"): schema.ModelConfig,
-    ("optimizer", "schema_adamw"): schema.AdamWConfig,
-    ("optimizer", "schema_adam"): schema.AdamConfig,
-    ("optimizer", "schema_sgd"): schema.SGDConfig,
-    ("optimizer", "schema_muon"): schema.MuonConfig,
-    ("scheduler", "schema_wsds"): schema.WSDSConfig,
-    ("scheduler", "schema_wsd"): schema.WSDConfig,
-    ("scheduler", "schema_wsd_adaptive"): schema.WSDAdaptiveConfig,
-    ("scheduler", "schema_sgdr"): schema.SGDRConfig,
-    ("scheduler", "schema_cosine"): schema.CosineConfig,
-    ("scheduler", "schema_linear"): schema.LinearConfig,
-    ("scheduler", "schema_inverse_sqrt"): schema.InverseSqrtConfig,
-    ("scheduler", "schema_constant"): schema.ConstantConfig,
-    ("scheduler", "schema_megatron"): schema.MegatronConfig,
+    ("optimizer", "schema_adamw"): optimizer_schema.AdamWConfig,
+    ("optimizer", "schema_adam"): optimizer_schema.AdamConfig,
+    ("optimizer", "schema_sgd"): optimizer_schema.SGDConfig,
+    ("optimizer", "schema_muon"): optimizer_schema.MuonConfig,
+    ("scheduler", "schema_wsds"): scheduler_schema.WSDSConfig,
+    ("scheduler", "schema_wsd"): scheduler_schema.WSDConfig,
+    ("scheduler", "schema_wsd_adaptive"): scheduler_schema.WSDAdaptiveConfig,
+    ("scheduler", "schema_sgdr"): scheduler_schema.SGDRConfig,
+    ("scheduler", "schema_cosine"): scheduler_schema.CosineConfig,
+    ("scheduler", "schema_linear"): scheduler_schema.LinearConfig,
+    ("scheduler", "schema_inverse_sqrt"): scheduler_schema.InverseSqrtConfig,
+    ("scheduler", "schema_constant"): scheduler_schema.ConstantConfig,
+    ("scheduler", "schema_megatron"): scheduler_schema.MegatronConfig,
     ("data", "schema"): schema.DataConfig,
     ("parallelism", "schema"): schema.ParallelismConfig,
     ("training", "schema"): schema.TrainingConfig,

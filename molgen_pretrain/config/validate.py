@@ -8,17 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from molgen_pretrain.config.batch import batch_problems
-from molgen_pretrain.config.plain import build_schedule, resume_policy
-from molgen_pretrain.config.schema import (
-    AdamConfig,
-    GroupPreset,
-    Layout,
-    MuonConfig,
-    OptimizerConfig,
-    RunConfig,
-    SGDConfig,
-    TypeScales,
-)
+from molgen_pretrain.config.choices import GroupPreset, Layout
+from molgen_pretrain.config.optimizer_schema import AdamConfig, MuonConfig, OptimizerConfig, SGDConfig, TypeScales
+from molgen_pretrain.config.plain import build_schedule, resume_policy, source_names
+from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.schedules import ScheduleError
 
@@ -138,8 +131,23 @@ def _scale_problems(where: str, values: dict[str, Any]) -> Iterator[str]:
 def _data_problems(cfg: RunConfig) -> Iterator[str]:
     yield from _at_least(cfg, 0, "data.min_emb_len", "data.num_workers")
     yield from _at_least(cfg, 1, "data.lookahead_limit", "data.prefetch_factor")
+    yield from _at_least(cfg, 1, "data.index_processes")
+    if not cfg.data.cache_budget_gib > 0:
+        yield f"data.cache_budget_gib={cfg.data.cache_budget_gib}: must be positive; data.cache=lengths keeps no ids"
     if cfg.validation.enable and not cfg.data.valid_path:
         yield "data.valid_path=null: validation needs a split; give data.valid_path or validation.enable=false"
+    yield from _mixture_problems(cfg)
+
+
+def _mixture_problems(cfg: RunConfig) -> Iterator[str]:
+    for index, source in enumerate(cfg.data.sources):
+        if not (source.weight > 0 and math.isfinite(source.weight)):
+            yield f"data.sources[{index}].weight={source.weight}: must be a positive number"
+    names = source_names(cfg.data)
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"data.sources: {names.count(name)} sources are named {name}; give each a name of its own"
+    if len(names) > 1 and not cfg.data.infinite:
+        yield "data.infinite=false: a mixture has no end, since its sources end at different times; use infinite=true"
 
 
 def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from molgen_pretrain.config.advice import advise, decaying_steps, notes, warmup_steps
-from molgen_pretrain.config.schema import HfExport
+from molgen_pretrain.config.choices import HfExport
 from molgen_pretrain.metrics.formats import format_count, format_percent
 from molgen_pretrain.schedules import decay_crossings
 from molgen_pretrain.tools.schedule_plan import RunPlan, decay_text

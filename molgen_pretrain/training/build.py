@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from molgen_pretrain.config.choices import ReshardAfterForward, WandbMode
 from molgen_pretrain.config.plain import data_seed
 from molgen_pretrain.config.preflight import Inputs
-from molgen_pretrain.config.schema import ReshardAfterForward, RunConfig, WandbMode
+from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.data.loader import build_loader

@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import nn
 
-from molgen_pretrain.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
+from molgen_pretrain.config.optimizer_schema import AdamConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
 from molgen_pretrain.optim.optimizer import OptimizerKind, build_optimizer
 from molgen_pretrain.optim.param_groups import GroupRule, ParamGroup, build_param_groups
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from molgen_pretrain.config.schema import Dtype
+from molgen_pretrain.config.choices import Dtype
 
 
 def compute_dtype(chosen: Dtype, device: torch.device) -> torch.dtype:

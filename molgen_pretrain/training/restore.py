@@ -10,8 +10,9 @@ from torch import nn
 
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.checkpoint.layout import step_of
+from molgen_pretrain.config.choices import InitMode, OnResume
 from molgen_pretrain.config.plain import data_seed, resume_policy
-from molgen_pretrain.config.schema import InitMode, OnResume, RunConfig
+from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.optim.scheduler import ScheduleApplier

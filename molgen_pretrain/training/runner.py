@@ -16,9 +16,10 @@ from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.checkpoint.errors import CheckpointSaveError
 from molgen_pretrain.config.advice import advise
 from molgen_pretrain.config.batch import accumulation_steps
+from molgen_pretrain.config.choices import HfExport, Layout
 from molgen_pretrain.config.plain import build_schedule
 from molgen_pretrain.config.preflight import Inputs
-from molgen_pretrain.config.schema import HfExport, Layout, RunConfig
+from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.config.validate import data_parallel_degree
 from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset

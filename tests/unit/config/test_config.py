@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.messages import explain
 from molgen_pretrain.config.plain import build_schedule
-from molgen_pretrain.config.schema import InitMode, RunConfig
+from molgen_pretrain.config.choices import InitMode
+from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.config.store import conf_dir, group_choices
 from molgen_pretrain.config.validate import validate
 from molgen_pretrain.errors import UserError
