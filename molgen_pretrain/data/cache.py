@@ -40,12 +40,19 @@ def build_once(
     """
     if is_complete(folder):
         return
-    try:
+    with unwritable_as_user_error(folder, setting):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(folder.name + ".lock")):
+        with hold_lock(folder.with_name(folder.name + ".lock")):
             if not is_complete(folder):
                 _remove_leftovers(folder)
                 _build_aside(folder, build, is_complete)
+
+
+@contextmanager
+def unwritable_as_user_error(folder: Path, setting: str) -> Iterator[None]:
+    """Raises UserError for an OSError within: what is written there is the cache at `folder`, which `setting` names."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{setting}: cannot write the cache at {folder}: {error.strerror}; give a folder that is writable"
@@ -67,9 +74,8 @@ def _build_aside(folder: Path, build: Callable[[Path], None], is_complete: Calla
     aside.mkdir()
     try:
         build(aside)
-        for file in aside.iterdir():
-            sync_to_disk(file)
-        sync_to_disk(aside)
+        for path in (*aside.rglob("*"), aside):
+            sync_to_disk(path)
         _publish(aside, folder, is_complete)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -92,7 +98,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Removes what killed builders left; one that is still written to (elsewhere, without locks) stays."""
     for aside in folder.parent.glob(f"{folder.name}.building-*"):
         try:
-            newest = max(entry.stat().st_mtime for entry in (aside, *aside.iterdir()))
+            newest = max(entry.stat().st_mtime for entry in (aside, *aside.rglob("*")))
         except FileNotFoundError:
             continue
         if time.time() - newest > _STALE_SECONDS:
@@ -100,7 +106,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[None]:
+def hold_lock(file: Path) -> Iterator[None]:
     """Holds an exclusive lock on `file` as far as the platform and the file system have one."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:

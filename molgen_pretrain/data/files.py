@@ -13,41 +13,66 @@ from molgen_pretrain.errors import UserError
 
 DataPath = str | os.PathLike[str]
 
-_FIX = "give a .jsonl file, a folder of them, a glob, or a list of these"
+# What the last part of a name says about a compressed file (`decompress` unpacks it).
+ARCHIVE_SUFFIXES = (".zst", ".gz")
+
+_LISTED_SUFFIXES = (".jsonl", *(f".jsonl{suffix}" for suffix in ARCHIVE_SUFFIXES))
+_FIX = "give a .jsonl, .jsonl.zst or .jsonl.gz file, a folder of them, a glob, or a list of these"
 
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """A file as the one-time pass saw it; a different size or time means different content."""
+    """A file of lines as the one-time pass saw it; a different size or time means different content.
+
+    `path` is what is read and what `size` and `mtime_ns` belong to; `source` is the user's own file, which
+    messages name. The two differ for a compressed file.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    source: str
 
     @classmethod
-    def of(cls, path: Path) -> FileIdentity:
+    def of(cls, path: Path, source: Path | None = None) -> FileIdentity:
+        """Raises OSError where there is no such file."""
         status = path.stat()
-        return cls(str(path), status.st_size, status.st_mtime_ns)
+        return cls(str(path), status.st_size, status.st_mtime_ns, str(source or path))
 
 
 def resolve_files(path: DataPath | Sequence[DataPath], setting: str = "data.train_path") -> list[Path]:
     """The absolute paths of the files behind a file, a folder, a glob, or a list of those, in data order.
 
-    A folder stands for its own `*.jsonl` files sorted by name, a glob for its matches sorted by path; a list
-    keeps its order. The order matters: it numbers the lines. Raises UserError for what is missing, empty,
-    unreadable, or named twice.
+    A folder stands for its own `*.jsonl` files (`.jsonl.zst` and `.jsonl.gz` too) sorted by name, a glob for
+    its matches sorted by path; a list keeps its order. The order matters: it numbers the lines. Raises UserError
+    for what is missing, empty, unreadable, named twice, or there both plain and compressed.
     """
     entries = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not entries:
         raise UserError(f"{setting}=[]: no data path; {_FIX}")
     files = [file for entry in entries for file in _resolve_entry(os.fspath(entry), setting)]
-    seen: set[Path] = set()
+    seen: dict[Path, Path] = {}
     for file in files:
-        if file in seen:
-            raise UserError(f"{setting}: {file} is named twice; every file may be given once")
-        seen.add(file)
+        content = plain_path(file)
+        if content in seen:
+            raise _given_twice(seen[content], file, setting)
+        seen[content] = file
         _check_readable(file, setting)
     return files
+
+
+def plain_path(file: Path) -> Path:
+    """The path without the suffix of a compressed file: two files that share it hold the same lines."""
+    return file.with_suffix("") if file.suffix in ARCHIVE_SUFFIXES else file
+
+
+def _given_twice(first: Path, second: Path, setting: str) -> UserError:
+    if first == second:
+        return UserError(f"{setting}: {first} is named twice; every file may be given once")
+    return UserError(
+        f"{setting}: {first} and {second} hold the same lines, which would train twice; remove one, or name the"
+        " files to use"
+    )
 
 
 def _resolve_entry(entry: str, setting: str) -> list[Path]:
@@ -70,7 +95,7 @@ def _resolve_entry(entry: str, setting: str) -> list[Path]:
 
 def _list_folder(folder: Path, setting: str) -> list[Path]:
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".jsonl"))
+        names = sorted(name for name in os.listdir(folder) if name.endswith(_LISTED_SUFFIXES))
     except PermissionError:
         raise UserError(f"{setting}={folder}: no permission to list this folder; {_FIX}") from None
     if not names:

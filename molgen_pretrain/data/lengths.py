@@ -1,8 +1,8 @@
-"""The one-time pass: read every line once, count its tokens, write the arrays of the line index.
+"""The line index of some files: from the cache, or by the one-time pass over them.
 
-The result lives in `<cache_dir>/data/<key>/`. The key covers all that decides it: the files' paths, sizes and
-times, the tokenizer and its library's version, the unit format and `min_emb_len`. Memory does not grow with
-the number of lines: counts are appended to files as they come.
+It lives in `<cache_dir>/data/<key>/`. The key covers all that decides it: the files' paths, sizes and times, the
+tokenizer and its library's version, the unit format and `min_emb_len`. Token ids stand in it if a start asked for
+them and they fit.
 """
 
 from __future__ import annotations
@@ -10,42 +10,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
-from itertools import islice
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 
 from molgen_pretrain.data.cache import build_once
+from molgen_pretrain.data.chunk import UnitRules
+from molgen_pretrain.data.decompress import plain_files
+from molgen_pretrain.data.file_pass import FilePass
 from molgen_pretrain.data.files import FileIdentity
-from molgen_pretrain.data.line_index import (
-    LENGTH_TYPE,
-    LENGTHS_FILE,
-    OFFSET_TYPE,
-    OFFSETS_FILE,
-    BadLineExample,
-    IndexMeta,
-    LineIndex,
-    is_complete,
-)
-from molgen_pretrain.data.reader import changed_file
+from molgen_pretrain.data.index_pass import IndexPass, bad_line_error, write_tokens
+from molgen_pretrain.data.line_index import LineIndex, is_complete
+from molgen_pretrain.data.token_cache import TOKENS_FOLDER, NoRoomError, TokenWriter, is_token_cache, needed_bytes
 from molgen_pretrain.data.tokenizer import UnitTokenizer
-from molgen_pretrain.data.units import MAX_LINE_BYTES, UNIT_FORMAT_VERSION, BadLine, parse_unit
+from molgen_pretrain.data.units import UNIT_FORMAT_VERSION, BadLine
 from molgen_pretrain.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_CACHE_VERSION = 1
-_BAD_LINES_SHOWN = 10
-_PROGRESS_SECONDS = 5.0
-# Enough text to occupy every core of `encode_batch`, little enough that the encodings stay below 100 MiB.
-_BATCH_BYTES = 1024 * 1024
-_BATCH_LINES = 4096
+TOKEN_CACHES = ("auto", "lengths", "tokens")
+
+_CACHE_VERSION = 2
 
 
 def open_line_index(
@@ -55,24 +44,41 @@ def open_line_index(
     *,
     min_emb_len: int,
     stop_at_bad_line: bool = False,
+    token_cache: str = "lengths",
+    budget_bytes: int | None = None,
+    processes: int | None = None,
 ) -> LineIndex:
-    """The line index of `files`, from the cache or by a pass over them now.
+    """The line index of `files` (compressed ones are unpacked into the cache first).
 
-    With `stop_at_bad_line` the pass ends at the first bad line with a UserError that names it. Raises
-    UserError too where the cache cannot be written or a file changes during the pass.
+    token_cache: "lengths" neither uses nor makes token ids, "tokens" always does, "auto" where they fit: into
+    `budget_bytes` and into half of the disk's free space. An index that stands without them gets them later.
+    processes: None for one per usable core.
+
+    With `stop_at_bad_line` the pass ends at the first bad line with a UserError that names it. Raises UserError
+    too where the cache cannot be written or a file changes during the pass.
     """
-    identities = [FileIdentity.of(file) for file in files]
+    if token_cache not in TOKEN_CACHES:
+        raise UserError(f"data.cache={token_cache}: must be one of {', '.join(TOKEN_CACHES)}")
+    if processes is not None and processes < 1:
+        raise UserError(f"data.index_processes={processes}: must be at least 1, or null for every core")
+    setting = f"paths.cache={cache_dir}"
+    identities = plain_files(files, cache_dir, setting)
     folder = cache_dir / "data" / _cache_key(identities, tokenizer, min_emb_len)
-
-    def build(aside: Path) -> None:
-        _IndexPass(identities, tokenizer, min_emb_len, stop_at_bad_line).run(aside)
-
-    build_once(folder, build, is_complete, setting=f"paths.cache={cache_dir}")
-    index = LineIndex(folder)
-    if stop_at_bad_line and index.meta.first_bad_lines:
-        first = index.meta.first_bad_lines[0]
-        raise _bad_line_error(index.meta.files[first.file].path, first.line, BadLine(first.reason))
-    return index
+    builder = _Builder(identities, UnitRules(tokenizer, min_emb_len), processes, token_cache, budget_bytes)
+    try:
+        build_once(folder, lambda aside: builder.build_index(aside, stop_at_bad_line), is_complete, setting)
+        index = LineIndex(folder)
+        if stop_at_bad_line and index.meta.first_bad_lines:
+            first = index.meta.first_bad_lines[0]
+            raise bad_line_error(index.meta.files[first.file].source, first.line, BadLine(first.reason))
+        if token_cache == "lengths":
+            return index
+        builder.add_tokens(index, setting)
+    except NoRoomError as error:
+        raise UserError(
+            f"{setting}: no room for token ids: {error}; give a folder with more room, or set data.cache=lengths"
+        ) from error
+    return LineIndex(folder, use_tokens=True)
 
 
 def _cache_key(identities: Sequence[FileIdentity], tokenizer: UnitTokenizer, min_emb_len: int) -> str:
@@ -87,151 +93,59 @@ def _cache_key(identities: Sequence[FileIdentity], tokenizer: UnitTokenizer, min
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _bad_line_error(path: str, line: int, reason: BadLine) -> UserError:
-    return UserError(
-        f"data.on_bad_line=error: {path}:{line}: {reason.value} ({reason.rule}); mend or remove the line, or"
-        " set data.on_bad_line=skip"
-    )
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """The passes that may be due, with what they share."""
 
+    identities: Sequence[FileIdentity]
+    rules: UnitRules
+    processes: int | None
+    token_cache: str
+    budget_bytes: int | None
 
-class _IndexPass:
-    """The state of one pass: the totals so far."""
+    def build_index(self, aside: Path, stop_at_bad_line: bool) -> None:
+        tokens = None if self.token_cache == "lengths" else self._token_writer(aside / TOKENS_FOLDER)
+        IndexPass(
+            aside,
+            self.identities,
+            tokens,
+            tokens_required=self.token_cache == "tokens",
+            stop_at_bad_line=stop_at_bad_line,
+        ).run(self._file_pass(with_ids=tokens is not None))
 
-    def __init__(
-        self,
-        identities: Sequence[FileIdentity],
-        tokenizer: UnitTokenizer,
-        min_emb_len: int,
-        stop_at_bad_line: bool,
-    ) -> None:
-        self._identities = identities
-        self._tokenizer = tokenizer
-        self._min_emb_len = min_emb_len
-        self._stop_at_bad_line = stop_at_bad_line
-        self._bad_lines: Counter[str] = Counter()
-        self._first_bad_lines: list[BadLineExample] = []
-        self._units_of_length: Counter[int] = Counter()
-        self._lines_per_file: list[int] = []
+    def add_tokens(self, index: LineIndex, setting: str) -> None:
+        """Sees that the token ids stand. Raises NoRoomError where they must and do not fit."""
+        lines, tokens = index.meta.lines, index.meta.tokens
+        folder = index.folder / TOKENS_FOLDER
 
-    def run(self, folder: Path) -> None:
-        """Writes the arrays and the totals into `folder`."""
-        progress = _Progress(sum(identity.size for identity in self._identities), len(self._identities))
-        with ExitStack() as stack:
-            offsets_file = stack.enter_context((folder / OFFSETS_FILE).open("wb"))
-            lengths_file = stack.enter_context((folder / LENGTHS_FILE).open("wb"))
-            for number, identity in enumerate(self._identities):
-                lines_done = 0
-                for offsets, lines in _read_batches(identity):
-                    counts = self._count_tokens(lines, number, lines_done)
-                    offsets_file.write(np.array(offsets, dtype=OFFSET_TYPE).tobytes())
-                    lengths_file.write(counts.astype(LENGTH_TYPE).tobytes())
-                    lines_done += len(lines)
-                    progress.add(len(lines), sum(map(len, lines)), int(counts.sum()))
-                self._lines_per_file.append(lines_done)
-        progress.finish()
-        self._meta().save(folder)
+        def stands(path: Path) -> bool:
+            return is_token_cache(path, lines, tokens)
 
-    def _meta(self) -> IndexMeta:
-        return IndexMeta(
-            files=tuple(self._identities),
-            lines_per_file=tuple(self._lines_per_file),
-            bad_lines=dict(self._bad_lines),
-            first_bad_lines=tuple(self._first_bad_lines),
-            units_of_length=dict(self._units_of_length),
-        )
+        def build(aside: Path) -> None:
+            needed, limit = needed_bytes(lines, tokens, self.rules.tokenizer.size), self._limit_bytes(aside)
+            if limit is not None and needed > limit:
+                raise NoRoomError(f"they take {needed / 1e6:,.1f} MB, more than the {limit / 1e6:,.1f} MB allowed")
+            write_tokens(index, self._file_pass(with_ids=True), self._token_writer(aside))
 
-    def _count_tokens(self, lines: list[bytes], file: int, first_line: int) -> np.ndarray:
-        counts = np.zeros(len(lines), dtype=np.int64)
-        texts, rows = [], []
-        for row, line in enumerate(lines):
-            unit = parse_unit(line, self._min_emb_len)
-            if isinstance(unit, str):
-                texts.append(unit)
-                rows.append(row)
+        try:
+            if self.token_cache == "tokens" or stands(folder) or os.access(index.folder, os.W_OK):
+                build_once(folder, build, stands, setting)
             else:
-                self._note_bad_line(file, first_line + row + 1, unit)
-        if rows:
-            counts[rows] = self._tokenizer.count_tokens(texts)
-            lengths, units = np.unique(counts[rows], return_counts=True)
-            self._units_of_length.update(dict(zip(lengths.tolist(), units.tolist(), strict=True)))
-        return counts
+                raise NoRoomError(f"{index.folder} is not writable")
+        except NoRoomError as error:
+            if self.token_cache == "tokens":
+                raise
+            logger.info("data.cache=auto: no token ids, units are tokenized on the fly: %s", error)
 
-    def _note_bad_line(self, file: int, line: int, reason: BadLine) -> None:
-        if self._stop_at_bad_line:
-            raise _bad_line_error(self._identities[file].path, line, reason)
-        self._bad_lines[reason.value] += 1
-        if len(self._first_bad_lines) < _BAD_LINES_SHOWN:
-            self._first_bad_lines.append(BadLineExample(file, line, reason.value))
+    def _file_pass(self, with_ids: bool) -> FilePass:
+        return FilePass(self.identities, self.rules, with_ids=with_ids, processes=self.processes)
 
+    def _token_writer(self, folder: Path) -> TokenWriter:
+        folder.mkdir(exist_ok=True)
+        return TokenWriter(folder, self.rules.tokenizer.size, self._limit_bytes(folder))
 
-def _read_batches(identity: FileIdentity) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Batches of (offsets, lines) of one file. UserError if it cannot be read or has changed."""
-    try:
-        lines = _read_lines(identity.path)
-        while batch := _next_batch(lines):
-            yield [offset for offset, _ in batch], [line for _, line in batch]
-        unchanged = FileIdentity.of(Path(identity.path)) == identity
-    except OSError as error:
-        raise UserError(f"cannot read {identity.path}: {error.strerror}") from error
-    if not unchanged:
-        raise changed_file(identity.path, "its size or time is another than at the start of the pass")
-
-
-def _next_batch(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    batch, size = [], 0
-    for offset, line in islice(lines, _BATCH_LINES):
-        batch.append((offset, line))
-        size += len(line)
-        if size >= _BATCH_BYTES:
-            break
-    return batch
-
-
-def _read_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) pairs. Of a line over the limit only as much is returned as shows that it is."""
-    offset = 0
-    with open(path, "rb", buffering=_BATCH_BYTES) as file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            start = offset
-            offset += len(line)
-            part = line
-            while len(part) > MAX_LINE_BYTES and not part.endswith(b"\n"):
-                part = file.readline(MAX_LINE_BYTES + 1)
-                offset += len(part)
-            yield start, line
-
-
-class _Progress:
-    """Log lines for people who wait: how far, how fast, how long still."""
-
-    def __init__(self, total_bytes: int, files: int) -> None:
-        self._total_bytes = total_bytes
-        self._bytes = self._lines = self._tokens = 0
-        self._start = self._last = time.monotonic()
-        logger.info("one-time pass over %d data file%s, %.1f MB", files, "s" * (files > 1), total_bytes / 1e6)
-
-    def add(self, lines: int, size: int, tokens: int) -> None:
-        self._lines += lines
-        self._bytes += size
-        self._tokens += tokens
-        now = time.monotonic()
-        if now - self._last < _PROGRESS_SECONDS:
-            return
-        self._last = now
-        elapsed = now - self._start
-        logger.info(
-            "one-time pass: %.0f %%, %s lines, %s lines/s, %.2f M tokens/s, about %.0f s left",
-            100 * self._bytes / self._total_bytes,
-            f"{self._lines:,}",
-            f"{self._lines / elapsed:,.0f}",
-            self._tokens / elapsed / 1e6,
-            elapsed * (self._total_bytes / self._bytes - 1),
-        )
-
-    def finish(self) -> None:
-        logger.info(
-            "one-time pass: %s lines, %.1f M tokens in %.1f s",
-            f"{self._lines:,}",
-            self._tokens / 1e6,
-            time.monotonic() - self._start,
-        )
+    def _limit_bytes(self, folder: Path) -> int | None:
+        if self.token_cache == "tokens":
+            return None
+        half_of_free = shutil.disk_usage(folder).free // 2
+        return half_of_free if self.budget_bytes is None else min(self.budget_bytes, half_of_free)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import multiprocessing.process
 import os
@@ -10,7 +11,7 @@ import re
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from molgen_pretrain.data.batch import Batch
+from molgen_pretrain.data.batch import Batch, PackedBatches
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
+from molgen_pretrain.data.signals import leave_signals_to_main_process
 from molgen_pretrain.errors import UserError
 
 _TOKENIZERS_SWITCH = "TOKENIZERS_PARALLELISM"
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", re.DOTALL)
-_MAIN_PROCESS_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+_MESSAGES_AHEAD = 2
 
 
 def build_loader(
@@ -37,9 +39,9 @@ def build_loader(
 ) -> DataLoader[Batch]:
     """A loader of ready micro-batches, in the same order for any number of workers.
 
-    `prefetch_factor` (micro-batches per worker) and `persistent_workers` matter only with workers. A user's
-    mistake that a worker finds arrives as a UserError, the end of a worker that the system killed as a
-    RuntimeError that says so.
+    `prefetch_factor` (micro-batches that each worker has ready at least) and `persistent_workers` matter only
+    with workers. A user's mistake that a worker finds arrives as a UserError, the end of a worker that the
+    system killed as a RuntimeError that says so.
     """
     if num_workers == 0:
         return BatchLoader(dataset, pin_memory=pin_memory)
@@ -47,9 +49,9 @@ def build_loader(
         dataset,
         pin_memory=pin_memory,
         num_workers=num_workers,
-        prefetch_factor=prefetch_factor,
+        prefetch_factor=max(-(-prefetch_factor // dataset.micro_batches_at_once), _MESSAGES_AHEAD),
         persistent_workers=persistent_workers,
-        worker_init_fn=_leave_signals_to_main_process,
+        worker_init_fn=_prepare_worker,
     )
 
 
@@ -60,13 +62,14 @@ class BatchLoader(DataLoader[Batch]):
         # A generator of its own: starting workers draws a number, and training's random state must not move.
         generator = torch.Generator().manual_seed(0)
         super().__init__(_ReportingDataset(dataset), batch_size=None, generator=generator, **options)
+        self._unpack = dataset.unpack
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         with _serial_tokenizers(self.num_workers > 0), _child_handler_kept():
             others = set(multiprocessing.active_children())
             items = super().__iter__()
             _workers_to_end.update(set(multiprocessing.active_children()) - others)
-        return _unwrap(items)
+        return _unwrap(items, self._unpack)
 
 
 @dataclass(slots=True)
@@ -77,31 +80,35 @@ class _Failure:
 
 
 class _ReportingDataset(IterableDataset[Any]):
-    """Sends a UserError through the queue as an item.
+    """What the DataLoader iterates over: groups of micro-batches, this worker's or all of them, one at a time.
 
-    The DataLoader would pass it on too, but with the worker's traceback as its message.
+    Sends a UserError through the queue as an item: the DataLoader would pass it on too, but with the worker's
+    traceback as its message.
     """
 
     def __init__(self, dataset: JsonlTaggedPackedDataset) -> None:
         self._dataset = dataset
 
-    def __iter__(self) -> Iterator[Batch | _Failure]:
+    def __iter__(self) -> Iterator[PackedBatches | _Failure]:
+        worker = get_worker_info()
+        if worker is None:
+            yield from self._dataset.packed(self._dataset.micro_batches_at_once)
+            return
+        groups = self._dataset.packed(self._dataset.micro_batches_at_once, worker.id, worker.num_workers)
         try:
-            yield from self._dataset
+            yield from groups
         except UserError as error:
-            if get_worker_info() is None:
-                raise
             yield _Failure(str(error))
 
 
-def _unwrap(items: Any) -> Iterator[Batch]:
+def _unwrap(items: Any, unpack: Callable[[PackedBatches], Iterator[Batch]]) -> Iterator[Batch]:
     """The batches of a DataLoader's iterator; failures become exceptions that hold no reference to it."""
     death = ""
     try:
         for item in items:
             if isinstance(item, _Failure):
                 raise UserError(item.message)
-            yield item
+            yield from unpack(item)
     except RuntimeError as error:
         if not _WORKER_DIED.search(str(error)):
             raise
@@ -113,7 +120,7 @@ def _unwrap(items: Any) -> Iterator[Batch]:
         del items
     if death:
         raise RuntimeError(
-            "a data worker process was ended from outside, most often because memory (or /dev/shm) ran out;"
+            "a data worker process was ended from outside, most often because memory ran out;"
             f" give the job more of it, or lower data.num_workers or data.prefetch_factor ({death})"
         )
 
@@ -151,11 +158,10 @@ def _child_handler_kept() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _leave_signals_to_main_process(worker_id: int) -> None:
-    """Schedulers and terminals signal every process of a job; only the main one may decide what it means."""
-    for name in _MAIN_PROCESS_SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+def _prepare_worker(worker_id: int) -> None:
+    leave_signals_to_main_process()
+    # What the fork brought along is not searched for garbage, which would also copy its pages.
+    gc.freeze()
 
 
 # Python ends daemon processes at exit with the SIGTERM that ours ignore, and then waits for them: a loader that

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from molgen_pretrain.data.line_index import IndexMeta
@@ -11,7 +13,7 @@ from molgen_pretrain.data.line_index import IndexMeta
 class DataSummary:
     """Totals per epoch. `units` are those trained on; `tokens` counts them as trained, separators included.
 
-    `first_bad_lines` are `file:line reason`.
+    `first_bad_lines` are `file:line reason`. Of a mixture these are totals over its `sources`.
     """
 
     files: int
@@ -23,6 +25,7 @@ class DataSummary:
     dropped_units: int
     bad_lines: dict[str, int]
     first_bad_lines: tuple[str, ...]
+    sources: tuple[SourceSummary, ...] = ()
 
     @classmethod
     def of(cls, meta: IndexMeta, seq_len: int, drop_overflow: bool) -> DataSummary:
@@ -41,8 +44,28 @@ class DataSummary:
             dropped_units=overflowing - truncated,
             bad_lines=dict(sorted(meta.bad_lines.items())),
             first_bad_lines=tuple(
-                f"{meta.files[bad.file].path}:{bad.line} {bad.reason}" for bad in meta.first_bad_lines
+                f"{meta.files[bad.file].source}:{bad.line} {bad.reason}" for bad in meta.first_bad_lines
             ),
+        )
+
+    @classmethod
+    def of_mixture(cls, sources: Sequence[SourceSummary]) -> DataSummary:
+        """The totals over sources, with the sources."""
+        parts = [source.summary for source in sources]
+        bad_lines: Counter[str] = Counter()
+        for part in parts:
+            bad_lines.update(part.bad_lines)
+        return cls(
+            files=sum(part.files for part in parts),
+            size_bytes=sum(part.size_bytes for part in parts),
+            lines=sum(part.lines for part in parts),
+            units=sum(part.units for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            truncated_units=sum(part.truncated_units for part in parts),
+            dropped_units=sum(part.dropped_units for part in parts),
+            bad_lines=dict(sorted(bad_lines.items())),
+            first_bad_lines=tuple(line for part in parts for line in part.first_bad_lines),
+            sources=tuple(sources),
         )
 
     def describe(self) -> str:
@@ -65,3 +88,23 @@ class DataSummary:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad_lines.items())
         first = ", ".join(self.first_bad_lines)
         return f"{total:,} of {self.lines:,} lines are bad and skipped: {reasons}; first: {first}"
+
+    def describe_sources(self) -> list[str]:
+        """One line per source of a mixture."""
+        return [source.describe() for source in self.sources]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """One source of a mixture. `share`: its part of the sequences."""
+
+    name: str
+    share: float
+    summary: DataSummary
+
+    def describe(self) -> str:
+        epochs = self.share * 1e9 / self.summary.tokens
+        return (
+            f"{self.name}: {100 * self.share:.4g} % of the sequences; {self.summary.describe()};"
+            f" {epochs:.3g} epochs per 1,000 M tokens trained"
+        )

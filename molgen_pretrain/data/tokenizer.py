@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from molgen_pretrain.errors import UserError
@@ -67,6 +70,14 @@ class UnitTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens added."""
         return [encoding.ids for encoding in self._encode(texts)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """(ids of all texts one after another, number of ids per text [n]): `encode_batch` for many texts."""
+        encodings = self._encode(texts)
+        counts = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+        # array.array takes a list of ints four times as fast as numpy does; its "I" is numpy's uintc.
+        ids = b"".join([array("I", encoding.ids).tobytes() for encoding in encodings])
+        return np.frombuffer(ids, dtype=np.uintc), counts
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many ids `encode_batch` gives for each text, without making Python lists of them."""

@@ -13,6 +13,7 @@ import torch
 
 from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
+from molgen_pretrain.data.loader import build_loader
 from molgen_pretrain.data.tokenizer import UnitTokenizer
 from molgen_pretrain.errors import UserError
 
@@ -42,15 +43,25 @@ def expected_units(corpus: Path, tokenizer: UnitTokenizer) -> list[list[int]]:
     return tokenizer.encode_batch(texts)
 
 
+@pytest.mark.parametrize("workers", [None, 0, 1])
+@pytest.mark.parametrize("cache", ["lengths", "tokens"])
 @pytest.mark.parametrize("seq_len", [2, 30, 96])
 def test_inputs_and_labels_against_a_naive_reading(
-    corpus: Path, tokenizer: UnitTokenizer, make: Callable[..., JsonlTaggedPackedDataset], seq_len: int
+    corpus: Path,
+    tokenizer: UnitTokenizer,
+    make: Callable[..., JsonlTaggedPackedDataset],
+    seq_len: int,
+    cache: str,
+    workers: int | None,
 ) -> None:
     units = expected_units(corpus, tokenizer)
     pad = tokenizer.pad_id
-    for batch in islice(make(seq_len=seq_len), 20):
+    dataset = make(seq_len=seq_len, cache=cache)
+    for batch in islice(dataset if workers is None else build_loader(dataset, num_workers=workers), 20):
         assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
         assert batch.input_ids.shape == batch.labels.shape == (3, seq_len)
+        assert batch.position_ids is None
+        assert batch.token_classes is None
         real = truncated = 0
         for row, lines in enumerate(batch.unit_ids):
             tokens = []
@@ -74,6 +85,38 @@ def test_tags_predict_the_separator_and_separators_predict_the_next_unit(
     first_end = row.index(close_tag)
     assert labels[first_end] == tokenizer.pad_id
     assert labels[first_end + 1] == open_tag
+
+
+@pytest.mark.parametrize("seq_len", [2, 30, 96])
+def test_with_a_document_mask_each_unit_is_as_if_alone(
+    corpus: Path, tokenizer: UnitTokenizer, make: Callable[..., JsonlTaggedPackedDataset], seq_len: int
+) -> None:
+    units = expected_units(corpus, tokenizer)
+    plain, masked = make(seq_len=seq_len), make(seq_len=seq_len, document_mask=True)
+    for expected, batch in zip(islice(plain, 30), masked, strict=False):
+        assert torch.equal(batch.input_ids, expected.input_ids)
+        assert batch.position_ids is not None
+        assert batch.position_ids.dtype == torch.int64
+        for row, lines in enumerate(batch.unit_ids):
+            positions, labels = [], []
+            for line in lines:
+                kept = units[line][: seq_len - 1]
+                positions += range(len(kept) + 1)
+                labels += [*kept[1:], tokenizer.pad_id, -100]
+            padding = seq_len - len(positions)
+            assert batch.position_ids[row].tolist() == [*positions, *range(padding)]
+            assert batch.labels[row].tolist() == labels + [-100] * padding
+
+
+def test_a_filler_sequence_is_one_document_of_padding(make: Callable[..., JsonlTaggedPackedDataset]) -> None:
+    dataset = make(document_mask=True, infinite=False, last_batch="pad", local_batch_size=7)
+    last = list(dataset)[-1]
+    fillers = [row for row, units in enumerate(last.unit_ids) if not len(units)]
+    assert fillers
+    assert last.position_ids is not None
+    for row in fillers:
+        assert last.position_ids[row].tolist() == list(range(96))
+        assert (last.labels[row] == -100).all()
 
 
 def test_overflow_is_truncated_or_dropped_and_counted(make: Callable[..., JsonlTaggedPackedDataset]) -> None:
@@ -100,6 +143,25 @@ def test_the_summary_counts_the_tokens_of_an_epoch(
     assert sum(batch.tokens for batch in batches) == summary.tokens
     assert sum(len(batch.unit_ids[0]) for batch in batches) == summary.units
     assert sum(batch.truncated for batch in batches) == summary.truncated_units
+    assert sum(batch.dropped for batch in batches) == summary.dropped_units
+
+
+def test_dropped_units_are_counted_once_over_ranks_and_restarts(
+    make: Callable[..., JsonlTaggedPackedDataset],
+) -> None:
+    options = {"seq_len": 40, "overflow": "drop", "world_size": 2, "accumulation_steps": 2}
+    first, second = make(**options, rank=0), make(**options, rank=1)
+    epochs = 3
+    count = epochs * first.sequences_in_epoch() // (3 * 2)
+    batches = list(islice(first, count))
+    assert sum(batch.dropped for batch in islice(second, count)) == 0
+    assert {batch.dropped for batch in batches[1::2]} == {0}
+    stop = count // 2 - count // 2 % 2
+    first.start_at(batches[stop - 1].position)
+    resumed = list(islice(first, count - stop))
+    assert [batch.dropped for batch in resumed] == [batch.dropped for batch in batches[stop:]]
+    dropped = sum(batch.dropped for batch in batches)
+    assert abs(dropped - epochs * first.summary().dropped_units) <= 0.05 * dropped
 
 
 def test_the_summary_reads_as_a_log_line(
@@ -136,8 +198,9 @@ def test_a_line_that_changes_in_place_is_named(corpus: Path, make: Callable[...,
 
 def test_batches_move_and_travel(make: Callable[..., JsonlTaggedPackedDataset]) -> None:
     batch = next(iter(make()))
-    moved = batch.to("meta")
-    assert moved.input_ids.device.type == moved.labels.device.type == "meta"
+    moved = next(iter(make(document_mask=True, token_classes=True))).to("meta")
+    tensors = (moved.input_ids, moved.labels, moved.position_ids, moved.token_classes)
+    assert [tensor.device.type for tensor in tensors if tensor is not None] == ["meta"] * 4
     assert moved.position == batch.position
     copy = pickle.loads(pickle.dumps(batch))  # noqa: S301
     assert torch.equal(copy.labels, batch.labels)
@@ -154,6 +217,7 @@ def test_batches_move_and_travel(make: Callable[..., JsonlTaggedPackedDataset]) 
         ("local_batch_size", 0, "training.local_batch_size=0"),
         ("rank", 1, "rank=1: must lie in"),
         ("min_emb_len", 1000, "400 short_conformer"),
+        ("cache", "disk", "data.cache=disk: must be one of"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(

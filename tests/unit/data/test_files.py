@@ -24,6 +24,28 @@ def test_a_folder_a_glob_and_a_file_give_sorted_paths(folder: Path) -> None:
     assert resolve_files(folder / "notes.txt") == [folder / "notes.txt"]
 
 
+def test_compressed_files_are_listed_too(tmp_path: Path) -> None:
+    for name in ("c.jsonl.gz", "a.jsonl.zst", "b.jsonl", "d.csv.gz", "e.jsonl.bz2"):
+        (tmp_path / name).write_bytes(b"")
+    listed = [tmp_path / name for name in ("a.jsonl.zst", "b.jsonl", "c.jsonl.gz")]
+    assert resolve_files(tmp_path) == listed
+    assert resolve_files(tmp_path / "[ab].jsonl*") == listed[:2]
+    assert resolve_files(tmp_path / "c.jsonl.gz") == listed[2:]
+
+
+@pytest.mark.parametrize(
+    "names", [("a.jsonl", "a.jsonl.zst"), ("a.jsonl.gz", "a.jsonl"), ("a.jsonl.gz", "a.jsonl.zst")]
+)
+def test_plain_and_compressed_beside_each_other_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in (*names, "b.jsonl.gz"):
+        (tmp_path / name).write_bytes(b"")
+    for path in (tmp_path, tmp_path / "*", [tmp_path / name for name in names]):
+        with pytest.raises(UserError, match="hold the same lines, which would train twice") as caught:
+            resolve_files(path, setting="data.valid_path")
+        assert all(str(tmp_path / name) in str(caught.value) for name in names)
+    assert resolve_files(tmp_path / names[1]) == [tmp_path / names[1]]
+
+
 def test_a_list_keeps_its_order(folder: Path) -> None:
     files = [folder / "b.jsonl", str(folder / "a.*")]
     assert resolve_files(files) == [folder / "b.jsonl", folder / "a.jsonl"]
@@ -54,10 +76,14 @@ def test_mistakes_name_the_setting_and_the_fix(
     assert rule in str(caught.value)
 
 
-def test_a_pipe_is_refused(folder: Path) -> None:
+def test_a_pipe_and_a_folder_named_like_a_file_are_refused(folder: Path) -> None:
     os.mkfifo(folder / "pipe.jsonl")
-    with pytest.raises(UserError, match="not a regular file"):
+    with pytest.raises(UserError, match=r"pipe\.jsonl: not a regular file"):
         resolve_files(folder / "pipe.jsonl")
+    (folder / "pipe.jsonl").unlink()
+    (folder / "x.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"x\.jsonl: not a regular file"):
+        resolve_files(folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -64,6 +64,16 @@ def test_lines_counts_and_bad_lines(
     assert index.locate(99) == f"{folder / 'part-2.jsonl'}:50"
 
 
+def test_only_the_first_bad_lines_are_kept(write_corpus: Corpus, open_index: Callable[..., LineIndex]) -> None:
+    bad = dict.fromkeys(range(10, 200, 7), b"[]")
+    meta = open_index(write_corpus(200, files=2, replaced=bad)).meta
+    assert meta.bad_lines == {"not_an_object": len(bad)}
+    # The first file has 66 lines: its last bad one is line 60 (1-based), the next one is the second's second.
+    assert [(example.file, example.line) for example in meta.first_bad_lines] == [
+        *((0, number + 1) for number in range(10, 66, 7)), (1, 1), (1, 8)
+    ]  # fmt: skip
+
+
 def test_lines_end_at_newlines_only(tmp_path: Path, open_index: Callable[..., LineIndex], write_corpus: Corpus) -> None:
     good = raw_lines(write_corpus(3, files=1))
     # An empty file among full ones, CR LF, a separator that str.splitlines would cut at, no last newline.

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from molgen_pretrain.data.batch import Batch
+from molgen_pretrain.data.cursor import SequenceCursor
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.data.loader import build_loader
-from molgen_pretrain.data.plan import Position
+from molgen_pretrain.data.plan import EpochPlanner, OrderSettings
+from molgen_pretrain.data.position import Position, SourcePosition
+from molgen_pretrain.data.sequences import Sequences
 from molgen_pretrain.data.tokenizer import UnitTokenizer
 from molgen_pretrain.errors import UserError
 
 Make = Callable[..., JsonlTaggedPackedDataset]
-Sequences = list[tuple[int, ...]]
+Rows = list[tuple[int, ...]]
 
 
 @pytest.fixture
@@ -42,16 +47,16 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("molgen_pretrain.data.plan.BLOCK_LINES", 256)
 
 
-def ids(batch: Batch) -> Sequences:
+def ids(batch: Batch) -> Rows:
     return [tuple(sequence.tolist()) for sequence in batch.unit_ids]
 
 
-def stream(dataset: JsonlTaggedPackedDataset) -> Iterator[Sequences]:
+def stream(dataset: JsonlTaggedPackedDataset) -> Iterator[Rows]:
     return map(ids, dataset)
 
 
 def global_batches(make_rank: Callable[[int], JsonlTaggedPackedDataset], world: int, accumulation: int,
-                   count: int, workers: int) -> list[Sequences]:  # fmt: skip
+                   count: int, workers: int) -> list[Rows]:  # fmt: skip
     """The first batches as all ranks together see them: micro-batch by micro-batch, rank by rank."""
     ranks = []
     for rank in range(world):
@@ -85,19 +90,60 @@ def test_same_global_batches_for_any_split(make: Make, world: int, local: int, a
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("lines", [1, 2, 12, 256, 700])
-def test_every_unit_once_per_epoch(make: Make, lines: int) -> None:
-    dataset = make(lines, local_batch_size=1)
-    expected = [line for line in range(lines) if line not in (7, 11)]
-    batches = stream(dataset)
+def test_every_unit_once_per_epoch(make: Make, lines: int, world: int) -> None:
+    ranks = [make(lines, local_batch_size=1, rank=rank, world_size=world) for rank in range(world)]
+    sequences = (
+        sequence for batches in zip(*map(stream, ranks), strict=True) for batch in batches for sequence in batch
+    )
     for epoch in range(3):
-        count = dataset.sequences_in_epoch(epoch)
-        seen = [line for batch in islice(batches, count) for sequence in batch for line in sequence]
-        assert sorted(seen) == expected
+        count = ranks[0].sequences_in_epoch(epoch)
+        seen = [line for sequence in islice(sequences, count) for line in sequence]
+        assert sorted(seen) == [line for line in range(lines) if line not in (7, 11)]
+
+
+class Lengths:
+    """A line index of token counts alone."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.lines = len(counts)
+        self.token_counts = counts.__getitem__
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=400).filter(any),
+    st.integers(1, 9),
+    st.integers(1, 70),
+    st.booleans(),
+)
+def test_every_unit_once_per_epoch_for_any_lengths(counts: list[int], step: int, block: int, shuffles: bool) -> None:
+    """Bad lines (no tokens) and dropped units left out, whatever is taken at a time."""
+    expected = [line for line, count in enumerate(counts) if 0 < count <= 31]
+    dropped = sum(count > 31 for count in counts)
+    assume(expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("molgen_pretrain.data.plan.BLOCK_LINES", block)
+        planner = EpochPlanner(Lengths(np.array(counts)), OrderSettings(3, 32, shuffles, 20, drop_overflow=True))
+        cursor = SequenceCursor(planner, SourcePosition(), infinite=False)
+        taken = Sequences.joined(takewhile(len, iter(lambda: cursor.take(step), None)))
+    assert sorted(taken.units.tolist()) == expected
+    assert np.add.reduceat(taken.counts + 1, taken.bounds[:-1]).max() <= 32
+    assert cursor.dropped == dropped
+
+
+def test_every_one_of_a_million_units_once_per_epoch() -> None:
+    counts = np.random.default_rng(0).integers(1, 1500, 1_000_003)
+    planner = EpochPlanner(Lengths(counts), OrderSettings(0, 2048, True, 65536, drop_overflow=False))
+    for epoch in (0, 7):
+        plan = Sequences.joined(planner.plan_block(epoch, block).sequences for block in range(planner.blocks))
+        assert np.array_equal(np.sort(plan.units), np.arange(1_000_003))
+        assert np.array_equal(plan.counts, counts[plan.units])
 
 
 def test_epochs_and_seeds_differ_and_shuffling_can_be_off(make: Make) -> None:
-    def first_epoch(**options: object) -> Sequences:
+    def first_epoch(**options: object) -> Rows:
         dataset = make(700, local_batch_size=1, infinite=False, **options)
         return [batch[0] for batch in stream(dataset)]
 
@@ -113,12 +159,13 @@ def test_epochs_and_seeds_differ_and_shuffling_can_be_off(make: Make) -> None:
     assert all(list(sequence) == sorted(sequence) for sequence in plain)
 
 
-def test_packing_orders_nothing_by_length(make: Make) -> None:
-    dataset = make(6000, local_batch_size=1, infinite=False)
-    counts = dataset._index.token_counts(np.arange(6000))
-    sequences = [batch[0] for batch in stream(dataset)]
-    first, last = [np.mean([counts[s[place]] for s in sequences if len(s) > 2]) for place in (0, -1)]
-    assert abs(first - last) < 0.05 * counts.mean()
+def test_packing_orders_nothing_by_length(make: Make, tokenizer: UnitTokenizer) -> None:
+    batches = list(make(6000, local_batch_size=1, infinite=False))
+    sequences = [ids(batch)[0] for batch in batches]
+    separators = [np.flatnonzero(batch.input_ids[0].numpy() == tokenizer.pad_id) for batch in batches]
+    lengths = [np.diff(s, prepend=-1)[: len(q)] for s, q in zip(separators, sequences, strict=True) if len(q) > 2]
+    first, last = [np.mean([row[place] for row in lengths]) for place in (0, -1)]
+    assert abs(first - last) < 0.05 * np.mean(np.concatenate(lengths))
     half = len(sequences) // 2
     early, late = [np.mean([len(s) for s in part]) for part in (sequences[:half], sequences[half:])]
     assert abs(early - late) < 0.05 * early
@@ -229,6 +276,6 @@ def test_the_order_fingerprint_follows_the_order(make: Make) -> None:
 def test_planning_is_the_same_on_every_platform_and_version(make: Make) -> None:
     """Pinned: if these numbers change, every run that is under way resumes on other data."""
     dataset = make(700, local_batch_size=1)
-    dataset.start_at(Position(epoch=3))
+    dataset.start_at(Position({"": SourcePosition(epoch=3)}))
     first = [ids(batch)[0] for batch in islice(dataset, 3)]
     assert first == [(346, 498, 194), (575, 48, 145), (360, 627, 608)]

@@ -9,7 +9,7 @@ from molgen_pretrain.data.packing import Packing, pack
 
 
 def fill(sizes: np.ndarray, packing: Packing) -> np.ndarray:
-    return np.array([sizes[packing.sequence(i)].sum() for i in range(len(packing))])
+    return np.array([sizes[units].sum() for units in np.split(packing.positions, packing.bounds[1:-1])][: len(packing)])
 
 
 @given(

@@ -42,6 +42,7 @@ def test_text_survives_unchanged() -> None:
         (GOOD[:-1], BadLine.INVALID_JSON),
         (GOOD + GOOD, BadLine.INVALID_JSON),
         (b"\0" * 20, BadLine.INVALID_JSON),
+        (GOOD.replace(b"[C]", b"[\0]"), BadLine.INVALID_JSON),
         (b'{"canonical_smiles": NaN}', BadLine.INVALID_JSON),
         (b"[" * 5000 + b"]" * 5000, BadLine.INVALID_JSON),
         (b'{"canonical_smiles": "\xff"}', BadLine.INVALID_UTF8),
@@ -63,6 +64,13 @@ def test_text_survives_unchanged() -> None:
 def test_bad_lines_have_a_reason(line: bytes, reason: BadLine) -> None:
     assert parse_unit(line, min_emb_len=16) is reason
     assert reason.rule
+
+
+def test_a_line_may_be_megabytes_long_and_nest_what_is_not_used() -> None:
+    embedded = "[C]<1.2500,0.0300,-0.9400>" * 100_000
+    extra = "[" * 500 + "]" * 500
+    line = f'{{"extra": {extra}, "canonical_smiles": "C", "embedded_smiles": "{embedded}"}}'
+    assert parse_unit(line.encode(), min_emb_len=16) == f"[SMILES]C[/SMILES][CONFORMER]{embedded}[/CONFORMER]"
 
 
 def test_min_emb_len_counts_characters() -> None:
