@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -37,7 +38,7 @@ def export_hf(
     """Write config, weights (float32 safetensors) and tokenizer files to `target`, by one rename.
 
     Collective: every rank of a sharded model calls it, the one with `is_writer` gathers on its CPU and writes.
-    An existing `target` is replaced. Raises OSError where the folder cannot be written.
+    An existing `target` is replaced. Raises OSError where the folder cannot be written; nothing is left of it then.
     """
     weights = {name: value for name, value in _whole_tensors(model) if is_writer}
     if not is_writer:
@@ -45,18 +46,15 @@ def export_hf(
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _write_weights(weights, temporary, max_shard_size)
-    model.config.save_pretrained(temporary)
-    GenerationConfig(eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id).save_pretrained(
-        temporary
-    )
-    for name in _TOKENIZER_FILES:
-        source = Path(tokenizer_dir) / name
-        if source.is_file():
-            shutil.copyfile(source, temporary / name)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(temporary, target)
+    try:
+        _write_weights(weights, temporary, max_shard_size)
+        _write_rest(model, tokenizer_dir, temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:  # the latter for every write of weights that failed
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{target}: {error}") from error
 
 
 def _whole_tensors(model: Qwen3ForCausalLM) -> Iterator[tuple[str, Tensor]]:
@@ -75,3 +73,13 @@ def _write_weights(weights: dict[str, Tensor], folder: Path, max_shard_size: str
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_rest(model: Qwen3ForCausalLM, tokenizer_dir: str | Path, folder: Path) -> None:
+    config = model.config
+    config.save_pretrained(folder)
+    GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id).save_pretrained(folder)
+    for name in _TOKENIZER_FILES:
+        source = Path(tokenizer_dir) / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)

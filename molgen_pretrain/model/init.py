@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 
 @torch.no_grad()
@@ -15,7 +15,8 @@ def init_weights(model: nn.Module, *, seed: int, std: float) -> None:
 
     Every value comes from a generator seeded by (seed, parameter name) and is made in full, one parameter at
     a time, on the CPU; a sharded parameter takes its slice. So all layouts start from the same weights without
-    a word between ranks. Qwen3 has no biases.
+    a word between ranks, and building needs a rank's own shards and the largest parameter in float32 at once.
+    Qwen3 has no biases.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
@@ -32,10 +33,10 @@ def _parameter_seed(seed: int, name: str) -> int:
 
 
 def _assign(parameter: Tensor, value: Tensor) -> None:
-    if not isinstance(parameter, DTensor):
-        parameter.copy_(value)
-        return
-    value = value.to(parameter.device, parameter.dtype)
-    # src_data_rank=None: every rank holds the whole value and just cuts its own slice.
-    local = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    parameter.copy_(local)
+    if isinstance(parameter, DTensor):
+        # Every rank has the whole value and just cuts its own part, one box whatever the mesh.
+        (part,) = parameter.__create_chunk_list__()
+        box = zip(part.offsets, part.sizes, strict=True)
+        value = value[tuple(slice(offset, offset + size) for offset, size in box)]
+        parameter = parameter.to_local()
+    parameter.copy_(value)

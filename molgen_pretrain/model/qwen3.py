@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from molgen_pretrain.model.document_mask import (
+    DOCUMENT_ATTENTION,
+    document_arguments,
+    has_varlen_kernel,
+    register_document_attention,
+)
 from molgen_pretrain.model.init import init_weights
-from molgen_pretrain.model.loss import token_loss_sum
+from molgen_pretrain.model.loss import LossSums, token_loss_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +66,74 @@ class Qwen3ForPretraining(Qwen3ForCausalLM):
     """
 
     loss_chunk_tokens: int = 0
+    loss_classes: int = 0
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the next-token cross entropies, float32 scalar.
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        token_classes: Tensor | None = None,
+    ) -> LossSums:
+        """Sums of the next-token cross entropies, in total and by class.
 
-        input_ids and labels are int64 [batch, seq]; labels[b, t] is the token after input_ids[b, t], or -100
-        where nothing is predicted. Attention is causal over the whole sequence.
+        All are integers [batch, seq]. labels[b, t] is the token after input_ids[b, t], or -100 where nothing is
+        predicted. position_ids, for a model built with `document_mask`: the place within its unit, 0 where one
+        begins; attention is causal within a unit, without them over the whole row. token_classes, for a model
+        built with `loss_classes`: the class of each label. Raises ValueError if the model was built for neither.
         """
-        hidden = self.model(input_ids=input_ids, use_cache=False).last_hidden_state  # [batch, seq, hidden]
-        return token_loss_sum(self.lm_head, hidden, labels, chunk_tokens=self.loss_chunk_tokens)
+        if token_classes is not None and not self.loss_classes:
+            raise ValueError("token_classes need a model built with loss_classes")
+        documents = {} if position_ids is None else self._document_arguments(position_ids)
+        decoded = self.model(input_ids=input_ids, use_cache=False, **documents)
+        return token_loss_sum(
+            self.lm_head,
+            decoded.last_hidden_state,  # [batch, seq, hidden]
+            labels,
+            chunk_tokens=self.loss_chunk_tokens,
+            token_classes=token_classes,
+            classes=self.loss_classes,
+        )
+
+    def _document_arguments(self, position_ids: Tensor) -> dict[str, Any]:
+        if self.config._attn_implementation != DOCUMENT_ATTENTION:
+            raise ValueError("position_ids need a model built with document_mask")
+        kind = position_ids.device.type
+        # What queries will be: autocast's choice, or that of the weights, which FSDP2 casts for the forward.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.lm_head.weight.dtype
+        varlen = has_varlen_kernel(position_ids.device, dtype, self.config.head_dim)
+        return document_arguments(position_ids, varlen=varlen)
 
 
-def build_on_meta(config: Qwen3Config, *, loss_chunk_tokens: int = 0) -> Qwen3ForPretraining:
-    """The model without memory for its weights, float32, ready to be sharded and then materialised."""
+def build_on_meta(
+    config: Qwen3Config, *, loss_chunk_tokens: int = 0, document_mask: bool = False, loss_classes: int = 0
+) -> Qwen3ForPretraining:
+    """The model without memory for its weights, float32, ready to be sharded and then materialised.
+
+    `document_mask` readies it for position_ids, `loss_classes` > 0 for token_classes of so many classes.
+    """
     with torch.device("meta"):
         model = Qwen3ForPretraining(config)
     model.loss_chunk_tokens = loss_chunk_tokens
+    model.loss_classes = loss_classes
+    if document_mask:
+        register_document_attention()
+        model.set_attn_implementation(DOCUMENT_ATTENTION)
     return model.train()
 
 
-def materialize(model: Qwen3ForPretraining, *, device: torch.device, seed: int) -> None:
+def materialize(
+    model: Qwen3ForPretraining, *, device: torch.device, seed: int, weights_device: torch.device | None = None
+) -> None:
     """Give a meta model its memory and initial weights, in place, whatever its sharding.
 
-    The same seed gives the same weights on any number of ranks.
+    The same seed gives the same weights on any number of ranks. `device` is where the model runs;
+    `weights_device`, if another, is where its weights stay (offloaded to the CPU).
     """
-    model.to_empty(device=device)
+    model.to_empty(device=weights_device or device)
     # to_empty makes the tied head a tensor of its own where nothing is sharded.
     model.tie_weights()
-    _restore_rotary_buffers(model)
+    _restore_rotary_buffers(model, device)
     init_weights(model, seed=seed, std=model.config.initializer_range)
 
 
@@ -95,9 +142,9 @@ def count_parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _restore_rotary_buffers(model: Qwen3ForPretraining) -> None:
+def _restore_rotary_buffers(model: Qwen3ForPretraining, device: torch.device) -> None:
     """Non-persistent buffers hold garbage after to_empty, and no state dict brings them back."""
-    rotary = model.model.rotary_emb
+    rotary = model.model.rotary_emb.to_empty(device=device)
     fresh = type(rotary)(config=model.config)
     for name, buffer in rotary.named_buffers():
         buffer.copy_(fresh.get_buffer(name))

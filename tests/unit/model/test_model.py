@@ -54,7 +54,7 @@ def test_loss_and_gradients_equal_transformers(tied: bool) -> None:
     model = build(dataclasses.replace(TINY, tie_word_embeddings=tied))
     plain = reference(model)
     input_ids, labels = batch()
-    loss_sum = model(input_ids, labels)
+    loss_sum = model(input_ids, labels).total
     logits = plain(input_ids=input_ids).logits
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
     torch.testing.assert_close(loss_sum, expected)
@@ -68,7 +68,7 @@ def test_loss_and_gradients_equal_transformers(tied: bool) -> None:
 def test_chunked_loss_equals_the_plain_one(chunk_tokens: int) -> None:
     input_ids, labels = batch()
     plain, chunked = build(), build(loss_chunk_tokens=chunk_tokens)
-    loss, chunked_loss = plain(input_ids, labels), chunked(input_ids, labels)
+    loss, chunked_loss = plain(input_ids, labels).total, chunked(input_ids, labels).total
     torch.testing.assert_close(chunked_loss, loss)
     loss.backward()
     chunked_loss.backward()
@@ -78,7 +78,7 @@ def test_chunked_loss_equals_the_plain_one(chunk_tokens: int) -> None:
 
 def test_a_batch_without_labels_has_no_loss() -> None:
     input_ids, labels = batch()
-    loss = build()(input_ids, torch.full_like(labels, IGNORE_INDEX))
+    loss = build()(input_ids, torch.full_like(labels, IGNORE_INDEX)).total
     assert loss == 0
 
 
@@ -151,7 +151,7 @@ def test_flops_equal_the_counter_of_torch(seq_len: int) -> None:
     model.set_attn_implementation("eager")
     input_ids, labels = batch(seq_len=seq_len)
     with FlopCounterMode(display=False) as counter:
-        model(input_ids, labels).backward()
+        model(input_ids, labels).total.backward()
     width = TINY.num_attention_heads * TINY.head_dim * TINY.num_hidden_layers
     full_minus_causal = 12 * width * (seq_len - (seq_len + 1) / 2)
     counted = counter.get_total_flops() / input_ids.numel()
