@@ -3,19 +3,17 @@
 A checkpoint is a directory `step-00001000` of safetensors files (one per rank, each with the shards that
 rank wrote) and JSON. It is written under a hidden name, described by a manifest with sizes and checksums,
 and renamed once. Any layout loads what any other layout saved. `checkpointer.Checkpointer` is the door;
-this module hands on what needs no torch: names, listing, retention and the errors.
+this module hands on what needs no torch: names and the errors.
 """
 
 from __future__ import annotations
 
 from molgen_pretrain.checkpoint.errors import CheckpointDamaged, CheckpointMismatch, CheckpointSaveError
 from molgen_pretrain.checkpoint.layout import CheckpointLayout
-from molgen_pretrain.checkpoint.retention import steps_to_delete
 
 __all__ = [
     "CheckpointDamaged",
     "CheckpointLayout",
     "CheckpointMismatch",
     "CheckpointSaveError",
-    "steps_to_delete",
 ]

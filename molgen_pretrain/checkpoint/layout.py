@@ -14,11 +14,17 @@ OPTIMIZER_FILE = "optimizer.json"
 
 _COMMITTED = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.(tmp|deleted)-[0-9a-f]+")
+_SHARD = re.compile(r"rank-[0-9]{5,}\.safetensors")
 
 
 def shard_file(rank: int) -> str:
     """The safetensors file which one rank writes."""
     return f"rank-{rank:05d}.safetensors"
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a manifest may name this file. Nothing else is ever opened, whatever a manifest says."""
+    return name in (TENSORS_FILE, STATE_FILE, OPTIMIZER_FILE) or _SHARD.fullmatch(name) is not None
 
 
 def step_of(folder: Path) -> int | None:

@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from molgen_pretrain.checkpoint import match
 from molgen_pretrain.checkpoint.commit import find_problems, read_manifest
 from molgen_pretrain.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
-from molgen_pretrain.checkpoint.layout import OPTIMIZER_FILE, STATE_FILE, TENSORS_FILE
+from molgen_pretrain.checkpoint.layout import OPTIMIZER_FILE, STATE_FILE, TENSORS_FILE, shard_file
 from molgen_pretrain.checkpoint.ranks import RankFailure, Ranks
 from molgen_pretrain.checkpoint.shards import StoredTensor
 from molgen_pretrain.checkpoint.state import (
     MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
     match_optimizer_state,
     named_state,
     restore_hyperparameters,
@@ -30,14 +31,30 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class SavedOptimizer:
+    """What a checkpoint holds of an optimizer beside tensors."""
+
+    values: dict[str, Any]
+    param_groups: list[dict[str, Any]]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> SavedOptimizer:
+        """Raises KeyError or TypeError where the document is not of the form that is written."""
+        groups = [{**group, "params": list(group["params"])} for group in content["param_groups"]]
+        return cls(dict(content["values"]), groups)
+
+
+@dataclass(frozen=True)
 class Contents:
     """The JSON half of a checkpoint."""
 
     tensors: dict[str, StoredTensor]
     ties: dict[str, str]
     state: dict[str, Any]
-    optimizer: dict[str, Any] | None
-    """Its plain values and its parameter groups; None where only a model was saved."""
+    optimizer: SavedOptimizer | None
+    """None where only a model was saved."""
+    finite: bool | None
+    """Whether the tensors were verified to be finite; None where nobody looked."""
 
 
 def verify(ranks: Ranks, folder: Path, *, checksums: bool) -> None:
@@ -75,6 +92,8 @@ def fill(
         CheckpointMismatch: it does not fit; the weights are untouched.
         CheckpointDamaged: a file could not be read after all; the state is half filled.
     """
+    unknown = [name for name in contents.tensors if not name.startswith((MODEL_PREFIX, OPTIMIZER_PREFIX))]
+    match.check_names(folder, unknown, [], "tensor")
     weights = {name: entry for name, entry in contents.tensors.items() if name.startswith(MODEL_PREFIX)}
     present = named_state(model, None)
     match.check_ties(folder, contents.ties, present.ties)
@@ -98,13 +117,27 @@ def _examine(folder: Path, ranks: Ranks, checksums: bool) -> list[str]:
 
 def _parse(folder: Path) -> Contents:
     # Only what the manifest names was verified; other files in the folder are never looked at.
-    has_optimizer = OPTIMIZER_FILE in read_manifest(folder).files
-    index = json.loads((folder / TENSORS_FILE).read_bytes())
+    manifest = read_manifest(folder)
+
+    def document(name: str) -> dict[str, Any]:
+        content = json.loads((folder / name).read_bytes())
+        if name not in manifest.files or not isinstance(content, dict):
+            raise ValueError(f"{name} is not in the manifest, or holds no object")
+        return content
+
+    index = document(TENSORS_FILE)
+    tensors = index_from_json(index["tensors"])
+    if (
+        unverified := {shard_file(rank) for entry in tensors.values() for rank, _ in entry.parts}
+        - manifest.files.keys()
+    ):
+        raise ValueError(f"{TENSORS_FILE} refers to files that are not in the manifest: {sorted(unverified)}")
     return Contents(
-        tensors=index_from_json(index["tensors"]),
-        ties=index["ties"],
-        state=json.loads((folder / STATE_FILE).read_bytes()),
-        optimizer=json.loads((folder / OPTIMIZER_FILE).read_bytes()) if has_optimizer else None,
+        tensors=tensors,
+        ties=dict(index["ties"]),
+        state=document(STATE_FILE),
+        optimizer=SavedOptimizer.from_json(document(OPTIMIZER_FILE)) if OPTIMIZER_FILE in manifest.files else None,
+        finite=manifest.finite,
     )
 
 
@@ -116,7 +149,7 @@ def _prepare_optimizer(
         raise CheckpointMismatch(
             f"checkpoint {folder} holds no optimizer; it can only start a new training (model only)"
         )
-    saved, values = contents.optimizer["param_groups"], contents.optimizer["values"]
+    saved, values = contents.optimizer.param_groups, contents.optimizer.values
     groups = named_state(model, optimizer).param_groups
     match.check_names(folder, _members(saved), _members(groups), "trained parameter")
     with_state = {name for name in contents.tensors if not name.startswith(MODEL_PREFIX)} | values.keys()

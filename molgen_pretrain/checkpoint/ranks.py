@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
@@ -43,6 +44,17 @@ class Ranks:
         self._distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if self._distributed else 0
         self.world_size = dist.get_world_size(group) if self._distributed else 1
+
+    @classmethod
+    def apart(cls, timeout_seconds: float) -> Ranks:
+        """All ranks once more, in a gloo group of their own, for use in another thread. Collective.
+
+        Messages of two threads would mix in one group. A rank that dies ends the others' waiting at once if
+        its connection breaks, and after `timeout_seconds` if not.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)))
 
     @property
     def is_first(self) -> bool:

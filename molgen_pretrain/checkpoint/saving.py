@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from molgen_pretrain.checkpoint.commit import Manifest, publish, write_manifest
-from molgen_pretrain.checkpoint.errors import CheckpointSaveError
+from molgen_pretrain.checkpoint.errors import CheckpointSaveError, listing
+from molgen_pretrain.checkpoint.files import encode_json, write_bytes
 from molgen_pretrain.checkpoint.layout import (
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -22,10 +24,11 @@ from molgen_pretrain.checkpoint.layout import (
     CheckpointLayout,
     shard_file,
 )
+from molgen_pretrain.checkpoint.planning import Planner
 from molgen_pretrain.checkpoint.ranks import RankFailure, Ranks
-from molgen_pretrain.checkpoint.shards import assign_writers, describe, local_part
+from molgen_pretrain.checkpoint.shards import local_part
 from molgen_pretrain.checkpoint.state import named_state
-from molgen_pretrain.checkpoint.storage import FileRecord, index_to_json, write_json, write_tensors
+from molgen_pretrain.checkpoint.storage import TensorFile, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +43,12 @@ class PendingSave:
     step: int
     milestone: bool
     tensors: dict[str, Tensor]
-    documents: dict[str, Any]
+    documents: dict[str, bytes]
 
 
 def collect(
     ranks: Ranks,
+    planner: Planner,
     step: int,
     *,
     model: nn.Module,
@@ -55,27 +59,26 @@ def collect(
     """Name everything and agree on who writes what. Collective; touches no storage.
 
     Raises:
-        RankFailure: on every rank, if the state of one cannot be named.
+        RankFailure: on every rank, if the state is not JSON.
+        TypeError: the state of model or optimizer cannot be named.
         ValueError: on every rank, if the ranks hold different tensors.
     """
     named = named_state(model, optimizer)
-    plan = assign_writers(ranks.together(lambda: describe(named.tensors)))
-    mine = {
-        name: local_part(named.tensors[name])[1]
-        for name, stored in plan.items()
-        if any(writer == ranks.rank for writer, _ in stored.parts)
-    }
-    documents: dict[str, Any] = {
-        TENSORS_FILE: {"tensors": index_to_json(plan), "ties": named.ties},
-        STATE_FILE: dict(state),
-    }
-    if optimizer is not None:
-        documents[OPTIMIZER_FILE] = {"values": named.values, "param_groups": named.param_groups}
-    return PendingSave(step, milestone, mine, documents)
+    documents: dict[str, bytes] = {}
+
+    def encode() -> None:
+        if ranks.is_first:
+            documents[STATE_FILE] = encode_json(dict(state))
+            if optimizer is not None:
+                documents[OPTIMIZER_FILE] = encode_json({"values": named.values, "param_groups": named.param_groups})
+
+    plan = planner.plan(ranks, named.tensors, named.ties, beside=encode)
+    documents[TENSORS_FILE] = plan.index
+    return PendingSave(step, milestone, {name: local_part(named.tensors[name])[1] for name in plan.mine}, documents)
 
 
-def write(ranks: Ranks, layout: CheckpointLayout, pending: PendingSave) -> int:
-    """Write and commit; return the bytes of all shards. Collective; nothing is left behind on failure.
+def write(ranks: Ranks, layout: CheckpointLayout, pending: PendingSave) -> Manifest:
+    """Write and commit. Collective; nothing is left behind on failure.
 
     Raises:
         CheckpointSaveError: on every rank, if storage failed on any.
@@ -85,8 +88,8 @@ def write(ranks: Ranks, layout: CheckpointLayout, pending: PendingSave) -> int:
     try:
         temporary = ranks.first(lambda: _prepare(layout, pending.step))
         path = temporary / shard_file(ranks.rank)
-        records = ranks.together(lambda: write_tensors(path, pending.tensors))
-        ranks.first(lambda: _commit(layout, pending, path.parent, records))
+        written = ranks.together(lambda: write_tensors(path, pending.tensors))
+        return ranks.first(lambda: _commit(layout, pending, path.parent, written))
     except RankFailure as failure:
         if temporary is not None and ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -95,11 +98,11 @@ def write(ranks: Ranks, layout: CheckpointLayout, pending: PendingSave) -> int:
                 f"checkpoint of step {pending.step} was not saved in {layout.root}: {failure}"
             ) from failure
         raise
-    return sum(record.bytes for record in records)
 
 
 def _prepare(layout: CheckpointLayout, step: int) -> Path:
-    layout.root.mkdir(parents=True, exist_ok=True)
+    # Without parents: where a mount has vanished, nothing must grow on the disk below it.
+    layout.root.mkdir(exist_ok=True)
     for leftover in layout.leftovers():
         logger.info("removing %s, left by a save or deletion that did not finish", leftover)
         shutil.rmtree(leftover, ignore_errors=True)
@@ -108,25 +111,39 @@ def _prepare(layout: CheckpointLayout, step: int) -> Path:
     return temporary
 
 
-def _commit(layout: CheckpointLayout, pending: PendingSave, temporary: Path, records: list[FileRecord]) -> None:
-    files = {shard_file(rank): record for rank, record in enumerate(records)}
+def _commit(layout: CheckpointLayout, pending: PendingSave, temporary: Path, written: list[TensorFile]) -> Manifest:
+    files = {shard_file(rank): file.record for rank, file in enumerate(written)}
     for name, content in pending.documents.items():
-        files[name] = write_json(temporary / name, content)
-    write_manifest(
-        temporary,
-        Manifest(
-            step=pending.step,
-            milestone=pending.milestone,
-            world_size=len(records),
-            torch_version=torch.__version__,
-            files=files,
-        ),
+        files[name] = write_bytes(temporary / name, [content])
+    not_finite = sorted({name for file in written for name in file.not_finite})
+    if not_finite:
+        logger.warning("step %d is saved with NaN or infinity in:\n%s", pending.step, listing(not_finite))
+    manifest = Manifest(
+        step=pending.step,
+        milestone=pending.milestone,
+        world_size=len(written),
+        torch_version=torch.__version__,
+        files=files,
+        finite=not not_finite,
+        saved_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    final = layout.folder(pending.step)
-    replaced = None
-    if final.exists():
-        logger.warning("replacing %s: damaged, or not of this training's past", final)
-        replaced = final.rename(layout.deleted_folder(pending.step))
-    publish(temporary, final)
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
+    write_manifest(temporary, manifest)
+    _replace(layout, pending.step, temporary)
+    return manifest
+
+
+def _replace(layout: CheckpointLayout, step: int, temporary: Path) -> None:
+    """Publish; what stands under the name already makes room, and comes back if publishing fails."""
+    final = layout.folder(step)
+    if not final.exists():
+        publish(temporary, final)
+        return
+    logger.warning("replacing %s: damaged, or not of this training's past", final)
+    hidden = final.rename(layout.deleted_folder(step))
+    try:
+        publish(temporary, final)
+    except OSError:
+        if not final.exists():
+            hidden.rename(final)
+        raise
+    shutil.rmtree(hidden, ignore_errors=True)

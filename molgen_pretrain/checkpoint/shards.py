@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 
 @dataclass(frozen=True, order=True)
@@ -62,7 +63,8 @@ class StoredTensor:
 def local_part(tensor: Tensor) -> tuple[Box, Tensor]:
     """The box of the global tensor that this rank holds, and the local data sharing its memory.
 
-    A plain tensor is held whole. Sharded layouts of any mesh work where the local part is one box.
+    A plain tensor is held whole. DTensors may be replicated and sharded over any mesh, FSDP2 over tensor
+    parallelism on the same dim included.
 
     Raises:
         ValueError: the local data does not have the shape that its placements say.
@@ -71,11 +73,54 @@ def local_part(tensor: Tensor) -> tuple[Box, Tensor]:
         data = tensor.detach()
         return Box((0,) * data.ndim, tuple(data.shape)), data
     local = tensor.to_local().detach()
-    (chunk,) = tensor.__create_chunk_list__()
-    box = Box(tuple(chunk.offsets), tuple(chunk.sizes))
-    if box.elements and tuple(local.shape) != box.sizes:
+    box = box_of(tuple(tensor.shape), tensor.device_mesh.shape, tensor.placements, tensor.device_mesh.get_coordinate())
+    if tuple(local.shape) != box.sizes and (local.numel() or box.elements):
         raise ValueError(f"local shape {tuple(local.shape)} is not {box.sizes} of {tensor.placements}")
     return box, local
+
+
+def box_of(
+    shape: tuple[int, ...],
+    mesh_shape: Sequence[int],
+    placements: Sequence[Placement],
+    coordinate: Sequence[int] | None,
+) -> Box:
+    """Where a rank's local data lies in a tensor of `shape`; empty for a rank outside the mesh (None).
+
+    Each sharding cuts what the ones before it left, in pieces as torch.chunk makes them. They come from left
+    to right, but FSDP2 cuts what tensor parallelism, to the right of it in the mesh, has cut before: that is
+    what _StridedShard says. (DTensor's own account of such a tensor goes from left to right and is off where
+    sizes do not divide evenly: 217 rows on 2 x 4 ranks.)
+
+    Raises:
+        ValueError: a partial sum, or a stride that is not that of FSDP2 over tensor parallelism.
+    """
+    offsets, sizes = [0] * len(shape), list(shape)
+    if coordinate is None:
+        return Box(tuple(offsets), (0,) * len(shape))
+    for axis, dim in _cuts(mesh_shape, placements):
+        piece = -(-sizes[dim] // mesh_shape[axis])
+        start = min(coordinate[axis] * piece, sizes[dim])
+        offsets[dim] += start
+        sizes[dim] = min(piece, sizes[dim] - start)
+    return Box(tuple(offsets), tuple(sizes))
+
+
+def _cuts(mesh_shape: Sequence[int], placements: Sequence[Placement]) -> list[tuple[int, int]]:
+    """(mesh axis, dim) of every sharding, in the order in which they cut."""
+    plain: list[tuple[int, int]] = []
+    strided: list[tuple[int, int]] = []
+    for axis, placement in reversed(list(enumerate(placements))):
+        if isinstance(placement, _StridedShard):
+            cut_before = math.prod(mesh_shape[other] for other, dim in plain + strided if dim == placement.dim)
+            if placement.split_factor != cut_before:
+                raise ValueError(f"{placements} on a mesh of {tuple(mesh_shape)} is no layout that can be stored")
+            strided.append((axis, placement.dim))
+        elif isinstance(placement, Shard):
+            plain.insert(0, (axis, placement.dim))
+        elif not isinstance(placement, Replicate):
+            raise ValueError(f"{placement} is a value still to be reduced; it cannot be stored")
+    return plain + strided
 
 
 def describe(tensors: Mapping[str, Tensor]) -> dict[str, Piece]:

@@ -5,12 +5,9 @@ Nothing here can execute code from a checkpoint: JSON and safetensors are the on
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from molgen_pretrain.checkpoint.files import CHUNK_BYTES, FileRecord, write_bytes
+from molgen_pretrain.checkpoint.finite import all_finite
 from molgen_pretrain.checkpoint.layout import shard_file
-from molgen_pretrain.checkpoint.shards import Box, StoredTensor, local_part
-
-_CHUNK_BYTES = 16 * 2**20
-_DIGEST_BYTES = 16
+from molgen_pretrain.checkpoint.shards import Box, StoredTensor, local_part, tiles
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -43,52 +39,15 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """Size and BLAKE2b-128 digest of a file, as the manifest keeps them."""
+class TensorFile:
+    """A file of tensors as it was written, and which of them hold a NaN or an infinity."""
 
-    bytes: int
-    blake2b: str
-
-
-def write_bytes(path: Path, chunks: Iterator[Any]) -> FileRecord:
-    """Write a new file through to the disk, hashing beside the writing.
-
-    Raises:
-        OSError: the storage refused, or the file exists.
-    """
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    size = 0
-    # One helper thread: hashing and writing both release the interpreter lock and cost about the same.
-    with open(path, "xb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
-        for chunk in chunks:
-            hashing = hasher.submit(digest.update, chunk)
-            view = memoryview(chunk)
-            while len(view):
-                view = view[file.write(view) :]
-            size += len(chunk)
-            hashing.result()
-        os.fsync(file.fileno())
-    return FileRecord(size, digest.hexdigest())
+    record: FileRecord
+    not_finite: list[str]
 
 
-def write_json(path: Path, content: Any) -> FileRecord:
-    """Write JSON through to the disk. Floats survive exactly; NaN and infinities are kept."""
-    return write_bytes(path, iter([json.dumps(content, indent=1).encode()]))
-
-
-def hash_file(path: Path) -> FileRecord:
-    """What `write_bytes` would have recorded for the file as it is now."""
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    size = 0
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileRecord(size, digest.hexdigest())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
-    """Write local tensors of any device as one safetensors file, one at a time in large pieces.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
+    """Write local tensors of any device as one safetensors file, in pieces that are checked as they go.
 
     Raises:
         OSError: the storage refused.
@@ -108,14 +67,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
 
+    not_finite: dict[str, None] = {}
+
     def chunks() -> Iterator[Any]:
         yield len(text).to_bytes(8, "little") + text
-        for tensor in ordered.values():
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            for piece in flat.split(_CHUNK_BYTES):
-                yield memoryview(piece.numpy())
+        for name, tensor in ordered.items():
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            for piece in flat.split(CHUNK_BYTES // flat.itemsize):
+                if not all_finite(piece):
+                    not_finite[name] = None
+                yield memoryview(piece.view(torch.uint8).numpy())
 
-    return write_bytes(path, chunks())
+    record = write_bytes(path, chunks())
+    return TensorFile(record, list(not_finite))
 
 
 def read_tensors(folder: Path, stored: Mapping[str, StoredTensor], targets: Mapping[str, Tensor]) -> None:
@@ -140,10 +104,11 @@ def read_tensors(folder: Path, stored: Mapping[str, StoredTensor], targets: Mapp
         try:
             with safe_open(path, framework="pt") as file:
                 for name, part, common, box, local in items:
-                    whole = common == part
-                    data = file.get_tensor(name) if whole else file.get_slice(name)[common.inside(part)]
-                    if data.dtype != local.dtype or tuple(data.shape) != common.sizes:
-                        raise ValueError(f"{path.name}: {name} is {data.dtype} {tuple(data.shape)}")
+                    there = file.get_slice(name)
+                    kind, shape = there.get_dtype(), tuple(there.get_shape())
+                    if (kind, shape) != (dtype_name(local.dtype), part.sizes):
+                        raise ValueError(f"{path.name}: {name} is {kind} {shape}, not what the index says")
+                    data = file.get_tensor(name) if common == part else there[common.inside(part)]
                     local[common.inside(box)].copy_(data)
         except SafetensorError as error:
             raise ValueError(f"{path.name}: {error}") from error
@@ -162,15 +127,21 @@ def index_to_json(stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
 
 
 def index_from_json(content: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """The inverse of `index_to_json`."""
-    return {
-        name: StoredTensor(
-            _DTYPES[entry["dtype"]],
-            tuple(entry["shape"]),
-            tuple((rank, Box(tuple(offsets), tuple(sizes))) for rank, offsets, sizes in entry["parts"]),
-        )
-        for name, entry in content.items()
-    }
+    """The inverse of `index_to_json`.
+
+    Raises:
+        ValueError: the parts do not tile their tensor, so that some of it would stay unfilled.
+        KeyError, TypeError, AttributeError: it is not of that form.
+    """
+    return {name: _stored_from_json(name, entry) for name, entry in content.items()}
+
+
+def _stored_from_json(name: str, entry: Mapping[str, Any]) -> StoredTensor:
+    shape = tuple(entry["shape"])
+    parts = tuple((rank, Box(tuple(offsets), tuple(sizes))) for rank, offsets, sizes in entry["parts"])
+    if not tiles(shape, [box for _, box in parts]):
+        raise ValueError(f"the parts of {name} do not make up its shape {shape}")
+    return StoredTensor(_DTYPES[entry["dtype"]], shape, parts)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
@@ -27,30 +27,61 @@ CONFIG = Qwen3Config(
     vocab_size=37,
     hidden_size=32,
     intermediate_size=50,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=2,
     num_key_value_heads=2,
     head_dim=16,
     tie_word_embeddings=True,
     use_cache=False,
 )
-COLUMN_WISE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
-ROW_WISE = ("self_attn.o_proj", "mlp.down_proj")
+BLOCK_PLAN: dict[str, Any] = {
+    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ColwiseParallel()),
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), ColwiseParallel()),
+    **dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), RowwiseParallel()),
+    **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), SequenceParallel()),
+}
+ROOT_PLAN: dict[str, Any] = {
+    "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+    "model.norm": SequenceParallel(),
+    "lm_head": ColwiseParallel(),
+}
 
 
 def build(seed: int, mesh: DeviceMesh | None = None, tensor_axis: DeviceMesh | None = None) -> Any:
-    """A tied Qwen3 and its AdamW; sharded over `mesh`, after tensor parallelism over `tensor_axis`."""
+    """A tied Qwen3 and its AdamW; sharded over `mesh`, after tensor parallelism over `tensor_axis`.
+
+    Tensor parallelism leaves replicated DTensors (norms) and plain tensors (q_norm, k_norm) beside its shards.
+    """
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(CONFIG)
+    if tensor_axis is not None:
+        parallelize_module(model, tensor_axis, ROOT_PLAN)
+        model.lm_head.weight = model.model.embed_tokens.weight
     for layer in model.model.layers:
         if tensor_axis is not None:
-            plan = {name: ColwiseParallel() for name in COLUMN_WISE}
-            parallelize_module(layer, tensor_axis, {**plan, **{name: RowwiseParallel() for name in ROW_WISE}})
+            parallelize_module(layer, tensor_axis, BLOCK_PLAN)
         if mesh is not None:
             fully_shard(layer, mesh=mesh)
     if mesh is not None:
         fully_shard(model, mesh=mesh)
     return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def build_layout(name: str) -> Any:
+    """One of LAYOUTS, on as many ranks as it needs."""
+    if name in ("plain", "copies 4"):
+        return build(seed=3)
+    if name == "tp 2":
+        return build(seed=3, tensor_axis=init_device_mesh("cpu", (2,)))
+    if name == "hsdp 2x2":
+        return build(seed=3, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    if name == "fsdp 2 x tp 2":
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        return build(seed=3, mesh=mesh["data"], tensor_axis=mesh["tensor"])
+    return build(seed=3, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+LAYOUTS = {"plain": 1, "fsdp 2": 2, "tp 2": 2, "fsdp 4": 4, "hsdp 2x2": 4, "fsdp 2 x tp 2": 4, "copies 4": 4}
 
 
 def train(model: Any, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
@@ -79,66 +110,86 @@ def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
     return odd + [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
 
 
-def reload(source: Path, target: Path, model: Any, optimizer: Any) -> list[str]:
-    """Load a checkpoint, compare with the reference file beside it, save it under another name."""
-    state = Checkpointer(target, keep_latest_k=0).load(source, model=model, optimizer=optimizer)
-    assert state == {"step": 3}
-    wrong = differing(full(model, optimizer), torch.load(source.parents[1] / "reference.pt"))
-    Checkpointer(target, keep_latest_k=0).save(3, model=model, optimizer=optimizer, state=state)
-    return wrong
-
-
-def fsdp_two(root: str) -> dict[str, Any]:
-    folder = Path(root)
-    model, optimizer = build(seed=1, mesh=init_device_mesh("cpu", (2,)))
-    wrong = reload(folder / "plain/step-00000003", folder / "fsdp2", model, optimizer)
-
-    losses = train(model, optimizer, range(4, 7))
-    again, its_optimizer = build(seed=2, mesh=init_device_mesh("cpu", (2,)))
-    Checkpointer(folder / "fsdp2", keep_latest_k=0).load_newest(model=again, optimizer=its_optimizer)
-    return {"wrong": wrong, "losses": losses, "resumed": train(again, its_optimizer, range(4, 7))}
-
-
-def four_ranks(root: str) -> dict[str, list[str]]:
-    folder = Path(root)
-    replicated = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    tensor = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    layouts = {
-        "fsdp4": {"mesh": init_device_mesh("cpu", (4,))},
-        "hsdp": {"mesh": replicated},
-        "tp": {"mesh": tensor["data"], "tensor_axis": tensor["tensor"]},
-        "copies": {},
+def local(model: Any, optimizer: Any) -> dict[str, Tensor]:
+    """This rank's own data, live."""
+    tensors = named_tensors(model, optimizer)
+    return {
+        name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+        for name, tensor in tensors.items()
     }
-    wrong = {}
-    source = "fsdp2"
-    for name, arguments in layouts.items():
-        model, optimizer = build(seed=3, **arguments)
-        wrong[name] = reload(folder / source / "step-00000003", folder / name, model, optimizer)
-        source = name
+
+
+def wrongly_loaded(root: Path, model: Any, optimizer: Any) -> dict[str, list[str]]:
+    """By layout that saved: names of tensors that are not the reference's after loading it into these."""
+
+    def load(source: str) -> None:
+        for data in local(model, optimizer).values():
+            data.fill_(7)
+        assert Checkpointer(root / source, keep_latest_k=0).load(3, model=model, optimizer=optimizer) == {"step": 3}
+
+    load("plain")
+    wrong = {"plain": differing(full(model, optimizer), torch.load(root / "reference.pt"))}
+    expected = {name: data.clone() for name, data in local(model, optimizer).items()}
+    for source in LAYOUTS:
+        load(source)
+        wrong[source] = wrong.get(source, []) + differing(local(model, optimizer), expected)
     return wrong
 
 
-def test_state_is_bit_identical_through_every_layout(run_distributed: Any, tmp_path: Path) -> None:
+def save_layouts(root: str) -> None:
+    """Load the plain checkpoint into each layout of this many ranks, and save it from there."""
+    for name in (name for name, ranks in LAYOUTS.items() if ranks == dist.get_world_size()):
+        model, optimizer = build_layout(name)
+        Checkpointer(Path(root) / "plain", keep_latest_k=0).load(3, model=model, optimizer=optimizer)
+        Checkpointer(Path(root) / name, keep_latest_k=0).save(3, model=model, optimizer=optimizer, state={"step": 3})
+
+
+def load_layouts(root: str) -> dict[str, list[str]]:
+    """Load what every layout saved into each layout of this many ranks."""
+    wrong = {}
+    for name in (name for name, ranks in LAYOUTS.items() if ranks == dist.get_world_size()):
+        for source, names in wrongly_loaded(Path(root), *build_layout(name)).items():
+            wrong[f"{source} -> {name}"] = names
+    return wrong
+
+
+def save_and_load_layouts(root: str) -> dict[str, list[str]]:
+    save_layouts(root)
+    return load_layouts(root)
+
+
+def test_state_is_bit_identical_from_every_layout_to_every_other(run_distributed: Any, tmp_path: Path) -> None:
     model, optimizer = build(seed=0)
     train(model, optimizer, range(1, 4))
-    original = full(model, optimizer)
-    torch.save(original, tmp_path / "reference.pt")
+    torch.save(full(model, optimizer), tmp_path / "reference.pt")
     Checkpointer(tmp_path / "plain", keep_latest_k=0).save(3, model=model, optimizer=optimizer, state={"step": 3})
 
-    for result in run_distributed(fsdp_two, 2, tmp_path):
-        assert result["wrong"] == []
+    run_distributed(save_layouts, 2, tmp_path)
+    results = run_distributed(save_and_load_layouts, 4, tmp_path)
+    results += run_distributed(load_layouts, 2, tmp_path)
+    results.append({f"{name} -> plain": wrong for name, wrong in wrongly_loaded(tmp_path, *build(seed=4)).items()})
+    assert {pair for result in results for pair in result} >= {f"{a} -> {b}" for a in LAYOUTS for b in LAYOUTS}
+    assert {pair: wrong for result in results for pair, wrong in result.items() if wrong} == {}
+
+    for name in ("hsdp 2x2", "copies 4"):
+        sizes = [(tmp_path / name / "step-00000003" / shard_file(rank)).stat().st_size for rank in range(4)]
+        assert max(sizes) < 1.5 * min(sizes), "identical copies share the writing"
+
+
+def resume(root: str) -> dict[str, Any]:
+    mesh = init_device_mesh("cpu", (2,))
+    model, optimizer = build(seed=1, mesh=mesh)
+    train(model, optimizer, range(1, 4))
+    Checkpointer(Path(root), keep_latest_k=0).save(3, model=model, optimizer=optimizer, state={})
+    losses = train(model, optimizer, range(4, 7))
+    again, its_optimizer = build(seed=2, mesh=mesh)
+    Checkpointer(Path(root), keep_latest_k=0).load_newest(model=again, optimizer=its_optimizer)
+    return {"losses": losses, "resumed": train(again, its_optimizer, range(4, 7))}
+
+
+def test_sharded_training_resumes_bit_identically(run_distributed: Any, tmp_path: Path) -> None:
+    for result in run_distributed(resume, 2, tmp_path):
         assert result["resumed"] == result["losses"]
-    for result in run_distributed(four_ranks, 4, tmp_path):
-        assert result == {"fsdp4": [], "hsdp": [], "tp": [], "copies": []}
-
-    fresh, its_optimizer = build(seed=4)
-    for name in ("fsdp2", "fsdp4", "hsdp", "tp", "copies"):
-        Checkpointer(tmp_path / name, keep_latest_k=0).load(3, model=fresh, optimizer=its_optimizer)
-        assert differing(full(fresh, its_optimizer), original) == []
-        assert train(fresh, its_optimizer, range(9, 10))  # so that the next load has something to undo
-
-    sizes = [(tmp_path / "copies/step-00000003" / shard_file(rank)).stat().st_size for rank in range(4)]
-    assert max(sizes) < 1.5 * min(sizes), "identical copies share the writing"
 
 
 def failing_save(root: str) -> dict[str, Any]:

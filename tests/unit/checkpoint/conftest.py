@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from molgen_pretrain.checkpoint.checkpointer import Checkpointer
+from molgen_pretrain.checkpoint.state import named_tensors
 
 
 class TiedModel(nn.Module):
@@ -42,3 +46,26 @@ def make_training(
 def training() -> Callable[..., tuple[Any, torch.optim.Optimizer]]:
     """`training(seed, steps, optimizer)` makes a tiny tied model and an optimizer that has stepped."""
     return make_training
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, dict[int, dict[str, Tensor]]]:
+    """A folder with checkpoints of steps 1, 2 and 3, and the tensors that each holds."""
+    contents = {}
+    checkpointer = Checkpointer(tmp_path, keep_latest_k=0)
+    for step in (1, 2, 3):
+        model, optimizer = make_training(step, step)
+        checkpointer.save(step, model=model, optimizer=optimizer, state={"step": step})
+        contents[step] = named_tensors(model, optimizer)
+    return tmp_path, contents
+
+
+@pytest.fixture
+def holds() -> Callable[[Any, Any, dict[str, Tensor]], bool]:
+    """`holds(model, optimizer, expected)`: their tensors are these, bit for bit."""
+
+    def same(model: Any, optimizer: Any, expected: dict[str, Tensor]) -> bool:
+        tensors = named_tensors(model, optimizer)
+        return all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+    return same

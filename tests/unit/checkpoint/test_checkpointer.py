@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +14,16 @@ import pytest
 import torch
 from torch import nn
 
-from molgen_pretrain.checkpoint import commit, saving
+from molgen_pretrain.checkpoint import commit, saving, state
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
-from molgen_pretrain.checkpoint.errors import CheckpointDamaged, CheckpointMismatch, CheckpointSaveError
+from molgen_pretrain.checkpoint.errors import CheckpointDamaged, CheckpointMismatch
 from molgen_pretrain.checkpoint.layout import CheckpointLayout
 from molgen_pretrain.checkpoint.state import named_tensors
-from molgen_pretrain.errors import UserError
 
 SHARDS = "rank-00000.safetensors"
+
+Saved = tuple[Path, dict[int, dict[str, torch.Tensor]]]
+Holds = Callable[[Any, Any, dict[str, torch.Tensor]], bool]
 
 
 def flip_a_bit(path: Path) -> None:
@@ -34,36 +36,19 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
 
 
-@pytest.fixture
-def saved(training: Callable[..., Any], tmp_path: Path) -> tuple[Path, dict[int, dict[str, torch.Tensor]]]:
-    """A folder with checkpoints of steps 1, 2 and 3, and the tensors that each holds."""
-    contents = {}
-    checkpointer = Checkpointer(tmp_path, keep_latest_k=0)
-    for step in (1, 2, 3):
-        model, optimizer = training(step, step)
-        checkpointer.save(step, model=model, optimizer=optimizer, state={"step": step})
-        contents[step] = named_tensors(model, optimizer)
-    return tmp_path, contents
-
-
-def holds(model: Any, optimizer: Any, expected: dict[str, torch.Tensor]) -> bool:
-    tensors = named_tensors(model, optimizer)
-    return all(torch.equal(tensors[name], expected[name]) for name in expected)
-
-
 def test_state_survives_json_exactly(training: Callable[..., Any], tmp_path: Path) -> None:
     state = {"step": 7, "lr": 0.1 + 0.2, "seed": 2**63, "none": None, "inf": float("inf"), "t": [1, "é"]}
     model, optimizer = training(0)
     checkpointer = Checkpointer(tmp_path / "new", keep_latest_k=1)
-    assert checkpointer.newest() is None
+    assert checkpointer.steps() == []
     assert checkpointer.load_newest(model=model, optimizer=optimizer) is None
     path = checkpointer.save(7, model=model, optimizer=optimizer, state=state)
     assert path == tmp_path / "new" / "step-00000007"
     assert checkpointer.load(path, model=model, optimizer=optimizer) == state
-    assert checkpointer.newest() == 7
+    assert checkpointer.steps() == [7]
 
 
-def test_the_model_alone_can_be_saved_and_taken(training: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_model_alone_can_be_saved_and_taken(training: Callable[..., Any], tmp_path: Path, holds: Holds) -> None:
     model, optimizer = training(0)
     checkpointer = Checkpointer(tmp_path, keep_latest_k=0)
     checkpointer.save(1, model=model, optimizer=optimizer, state={})
@@ -81,9 +66,10 @@ def test_the_model_alone_can_be_saved_and_taken(training: Callable[..., Any], tm
 def test_damage_is_reported_by_file_and_an_older_one_is_used(
     harm: Callable[[Path], Any],
     name: str,
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]],
+    saved: Saved,
     training: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,
+    holds: Holds,
 ) -> None:
     folder, contents = saved
     harm(folder / "step-00000003" / name)
@@ -98,9 +84,7 @@ def test_damage_is_reported_by_file_and_an_older_one_is_used(
         assert name in caplog.text
 
 
-def test_damage_leaves_the_model_alone(
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]], training: Callable[..., Any]
-) -> None:
+def test_damage_leaves_the_model_alone(saved: Saved, training: Callable[..., Any], holds: Holds) -> None:
     folder, _ = saved
     model, optimizer = training(9, 1)
     before = {name: tensor.detach().clone() for name, tensor in named_tensors(model, optimizer).items()}
@@ -113,7 +97,7 @@ def test_damage_leaves_the_model_alone(
 
 
 def test_a_damaged_or_foreign_step_is_replaced_when_training_reaches_it(
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]], training: Callable[..., Any]
+    saved: Saved, training: Callable[..., Any], holds: Holds
 ) -> None:
     folder, contents = saved
     flip_a_bit(folder / "step-00000003" / SHARDS)
@@ -181,7 +165,7 @@ def test_retention_spares_milestones_of_earlier_runs_and_ignores_what_lies_ahead
 
 
 def test_a_known_damaged_checkpoint_does_not_count_as_one_of_the_newest(
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]], training: Callable[..., Any]
+    saved: Saved, training: Callable[..., Any]
 ) -> None:
     folder, _ = saved
     truncate(folder / "step-00000003" / SHARDS)
@@ -192,12 +176,9 @@ def test_a_known_damaged_checkpoint_does_not_count_as_one_of_the_newest(
     assert checkpointer.steps() == [2, 3, 4]
 
 
-@pytest.mark.parametrize("stage", ["write_tensors", "write_json", "write_manifest", "publish"])
+@pytest.mark.parametrize("stage", ["write_tensors", "write_bytes", "write_manifest", "publish"])
 def test_a_save_that_dies_midway_leaves_the_older_state(
-    stage: str,
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]],
-    training: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+    stage: str, saved: Saved, training: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, holds: Holds
 ) -> None:
     folder, contents = saved
     model, optimizer = training(4, 4)
@@ -222,28 +203,8 @@ def test_a_save_that_dies_midway_leaves_the_older_state(
     assert sorted(entry.name for entry in folder.iterdir()) == ["step-00000004"]
 
 
-@pytest.mark.parametrize("stage", ["write_tensors", "write_json", "write_manifest", "publish"])
-def test_a_full_disk_costs_the_save_only(
-    stage: str, training: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, optimizer = training(0)
-    checkpointer = Checkpointer(tmp_path, keep_latest_k=1)
-    checkpointer.save(1, model=model, optimizer=optimizer, state={})
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(saving, stage, full)
-        with pytest.raises(CheckpointSaveError, match=r"step 2 was not saved.*No space left"):
-            checkpointer.save(2, model=model, optimizer=optimizer, state={})
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]
-    checkpointer.save(2, model=model, optimizer=optimizer, state={})
-    assert checkpointer.steps() == [2]
-
-
 def test_a_kill_during_deletion_never_leaves_half_a_checkpoint(
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]],
+    saved: Saved,
     training: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -302,66 +263,8 @@ def test_untied_weights_and_other_trained_sets_are_refused(training: Callable[..
         checkpointer.load(1, model=model, optimizer=None)
 
 
-class Bomb:
-    def __reduce__(self) -> Any:
-        return os.mkdir, (os.environ["BOMB_MARK"],)
-
-
-def test_pickles_planted_in_a_checkpoint_are_never_opened(
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]],
-    training: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    folder, contents = saved
-    mark = tmp_path_factory.mktemp("bomb") / "exploded"
-    monkeypatch.setenv("BOMB_MARK", str(mark))
-    payload = pickle.dumps(Bomb())
-    for name in (".metadata", "__0_0.distcp", "state.pt", "optimizer.bin", "rank-00001.safetensors"):
-        (folder / "step-00000003" / name).write_bytes(payload)
-    model, optimizer = training(9, 0)
-    checkpointer = Checkpointer(folder, keep_latest_k=0)
-    checkpointer.load(3, model=model, optimizer=optimizer)
-    assert holds(model, optimizer, contents[3])
-
-    # Worse: in place of its own files, with a manifest forged to match.
-    for name in (SHARDS, "tensors.json", "state.json", "optimizer.json"):
-        forged = folder / "step-00000003"
-        original = (forged / name).read_bytes()
-        manifest = commit.read_manifest(forged)
-        (forged / name).write_bytes(payload)
-        files = {**manifest.files, name: commit.hash_file(forged / name)}
-        (forged / "manifest.json").unlink()
-        commit.write_manifest(forged, commit.Manifest(3, False, 1, "2", files))
-        with pytest.raises(CheckpointDamaged):
-            checkpointer.load(3, model=model, optimizer=optimizer)
-        (forged / name).write_bytes(original)
-    assert not mark.exists()
-    pickle.loads(payload)  # noqa: S301 - the bomb itself works
-    assert mark.exists()
-
-
-def test_manifests_that_point_outside_or_come_from_the_future(
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]], training: Callable[..., Any]
-) -> None:
-    folder, _ = saved
-    model, optimizer = training(9, 0)
-    path = folder / "step-00000003"
-    manifest = commit.read_manifest(path)
-    for change, error in (
-        ({"files": {"../step-00000002/state.json": manifest.files["state.json"]}}, CheckpointDamaged),
-        ({"format_version": 2}, UserError),
-    ):
-        (path / "manifest.json").unlink()
-        commit.write_manifest(path, commit.Manifest(**{**vars(manifest), **change}))
-        with pytest.raises(error):
-            Checkpointer(folder, keep_latest_k=0).load(3, model=model, optimizer=optimizer)
-    with pytest.raises(UserError, match="committed steps beside it: 1, 2, 3"):
-        Checkpointer(folder, keep_latest_k=0).load(4, model=model, optimizer=optimizer)
-
-
 def test_the_manifest_says_what_a_person_wants_to_know(
-    saved: tuple[Path, dict[int, dict[str, torch.Tensor]]],
+    saved: Saved,
 ) -> None:
     folder, _ = saved
     content = json.loads((folder / "step-00000002" / "manifest.json").read_text())
@@ -371,3 +274,75 @@ def test_the_manifest_says_what_a_person_wants_to_know(
     on_disk = {entry.name: entry.stat().st_size for entry in (folder / "step-00000002").iterdir()}
     assert on_disk.pop("manifest.json")
     assert listed == on_disk
+
+
+def test_format_1_is_still_read(saved: Saved, training: Callable[..., Any], holds: Holds) -> None:
+    folder, contents = saved
+    path = folder / "step-00000003" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for key in ("digest", "finite", "saved_at"):
+        del manifest[key]
+    manifest["format_version"] = 1
+    for name, record in manifest["files"].items():
+        digest = hashlib.blake2b((path.parent / name).read_bytes(), digest_size=16).hexdigest()
+        manifest["files"][name] = {"bytes": record["bytes"], "blake2b": digest}
+    text = json.dumps(manifest, sort_keys=True).encode()
+    path.write_text(json.dumps({**manifest, "digest": hashlib.blake2b(text, digest_size=16).hexdigest()}))
+    model, optimizer = training(9, 0)
+    checkpointer = Checkpointer(folder, keep_latest_k=0)
+    checkpointer.load(3, model=model, optimizer=optimizer)
+    assert holds(model, optimizer, contents[3])
+    flip_a_bit(folder / "step-00000003" / SHARDS)
+    with pytest.raises(CheckpointDamaged, match="checksum"):
+        checkpointer.load(3, model=model, optimizer=optimizer)
+
+
+def test_without_fallback_the_newest_damage_is_the_end(saved: Saved, training: Callable[..., Any]) -> None:
+    folder, _ = saved
+    truncate(folder / "step-00000003" / SHARDS)
+    flip_a_bit(folder / "step-00000003" / "tensors.json")
+    model, optimizer = training(9, 0)
+    with pytest.raises(CheckpointDamaged) as caught:
+        Checkpointer(folder, keep_latest_k=0).load_newest(model=model, optimizer=optimizer, fallback=False)
+    assert caught.value.folder.name == "step-00000003"
+    assert [line.split(":")[0] for line in caught.value.problems] == [SHARDS, "tensors.json"]
+
+
+def test_a_folder_under_the_name_of_another_step_is_damage(saved: Saved, training: Callable[..., Any]) -> None:
+    folder, _ = saved
+    shutil.copytree(folder / "step-00000002", folder / "step-00000007")
+    model, optimizer = training(9, 0)
+    restored = Checkpointer(folder, keep_latest_k=0).load_newest(model=model, optimizer=optimizer)
+    assert restored == (folder / "step-00000003", {"step": 3})
+
+
+def test_tensors_that_the_program_does_not_know_are_not_dropped(training: Callable[..., Any], tmp_path: Path) -> None:
+    model, _ = training(0)
+    checkpointer = Checkpointer(tmp_path, keep_latest_k=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "MODEL_PREFIX", "averaged.")
+        checkpointer.save(1, model=model, optimizer=None, state={})
+    with pytest.raises(CheckpointMismatch, match=r"averaged\.norm\.bias: only in the checkpoint"):
+        checkpointer.load(1, model=model, optimizer=None)
+
+
+def test_what_is_not_finite_is_told_kept_apart_and_passed_over(
+    training: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = training(0)
+    checkpointer = Checkpointer(tmp_path, keep_latest_k=1)
+    checkpointer.save(1, model=model, optimizer=optimizer, state={"step": 1})
+    optimizer.state[model.norm.bias]["exp_avg"][2] = float("nan")
+    model.embed.weight.data[0, 0] = float("-inf")
+    for step in (2, 3):
+        checkpointer.save(step, model=model, optimizer=optimizer, state={"step": step})
+    assert checkpointer.steps() == [1, 3]
+    assert "model.embed.weight\n  optimizer.norm.bias.exp_avg" in caplog.text
+    finite = [commit.read_manifest(checkpointer.layout.folder(step)).finite for step in (1, 3)]
+    assert finite == [True, False]
+    caplog.clear()
+    assert checkpointer.load_newest(model=model, optimizer=optimizer) == (tmp_path / "step-00000003", {"step": 3})
+    assert "NaN or infinity" in caplog.text
+    restored = checkpointer.load_newest(model=model, optimizer=optimizer, finite_only=True)
+    assert restored == (tmp_path / "step-00000001", {"step": 1})
+    assert model.embed.weight.isfinite().all()

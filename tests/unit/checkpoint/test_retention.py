@@ -4,31 +4,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from molgen_pretrain.checkpoint.retention import steps_to_delete
+from molgen_pretrain.checkpoint.retention import Candidate, reasons_to_keep
 
-COMMITTED = st.dictionaries(st.integers(0, 10_000), st.booleans(), max_size=20)
-
-
-@given(COMMITTED, st.integers(0, 6), st.sets(st.integers(0, 10_000), max_size=3))
-def test_what_must_stay_stays_and_nothing_else(
-    committed: dict[int, bool], keep_latest_k: int, protect: set[int]
-) -> None:
-    gone = steps_to_delete(committed, keep_latest_k, protect)
-    kept = set(committed) - set(gone)
-    newest = set(sorted(committed)[-keep_latest_k:]) if keep_latest_k else set(committed)
-    milestones = {step for step, is_milestone in committed.items() if is_milestone}
-    assert kept == set(committed) & (newest | milestones | protect)
-    assert gone == sorted(set(gone))
-    assert not committed or kept
+CANDIDATES = st.dictionaries(
+    st.integers(0, 10_000), st.builds(Candidate, st.booleans(), st.sampled_from([True, False, None])), max_size=20
+)
 
 
-@given(COMMITTED, st.integers(0, 6))
-def test_a_second_pass_finds_nothing_to_do(committed: dict[int, bool], keep_latest_k: int) -> None:
-    for step in steps_to_delete(committed, keep_latest_k):
-        del committed[step]
-    assert steps_to_delete(committed, keep_latest_k) == []
+@given(CANDIDATES, st.integers(0, 6))
+def test_what_must_stay_stays_and_nothing_else(candidates: dict[int, Candidate], keep_latest_k: int) -> None:
+    reasons = reasons_to_keep(candidates, keep_latest_k)
+    assert list(reasons) == sorted(candidates)
+    newest = set(sorted(candidates)[-keep_latest_k:]) if keep_latest_k else set(candidates)
+    finite = [step for step, candidate in candidates.items() if candidate.finite]
+    for step, why in reasons.items():
+        assert ("newest" in why) == (step in newest)
+        assert ("milestone" in why) == candidates[step].milestone
+        assert ("last finite" in why) == (finite != [] and step == max(finite))
+    assert not candidates or any(reasons.values())
+
+
+@given(CANDIDATES, st.integers(0, 6))
+def test_a_second_pass_finds_nothing_to_do(candidates: dict[int, Candidate], keep_latest_k: int) -> None:
+    kept = {step: candidates[step] for step, why in reasons_to_keep(candidates, keep_latest_k).items() if why}
+    assert all(reasons_to_keep(kept, keep_latest_k).values())
 
 
 def test_a_negative_count_is_refused() -> None:
     with pytest.raises(ValueError, match="keep_latest_k=-1"):
-        steps_to_delete({1: False}, -1)
+        reasons_to_keep({1: Candidate(False, True)}, -1)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
-from molgen_pretrain.checkpoint.shards import Box, Piece, assign_writers, tiles
+from molgen_pretrain.checkpoint.shards import Box, Piece, assign_writers, box_of, tiles
 
 SHAPES = st.lists(st.integers(0, 6), max_size=3).map(tuple)
 
@@ -85,3 +87,38 @@ def test_ranks_that_disagree_are_refused() -> None:
         assign_writers([{"a": piece}, {"a": Piece(torch.bfloat16, (4,), piece.box)}])
     with pytest.raises(ValueError, match="do not tile"):
         assign_writers([{"a": Piece(torch.float32, (4,), Box((0,), (3,)))}])
+
+
+def chunks(values: torch.Tensor, count: int, dim: int) -> list[torch.Tensor]:
+    """torch.chunk, filled up with empty ones: what tensor parallelism and FSDP2 both cut with."""
+    pieces = list(torch.chunk(values, count, dim))
+    return pieces + [values.narrow(dim, 0, 0)] * (count - len(pieces))
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(0, 1), st.integers(1, 4), st.integers(1, 5))
+def test_fsdp_over_tensor_parallelism_is_found_where_it_is(
+    rows: int, columns: int, tensor_dim: int, tensor_ranks: int, data_ranks: int
+) -> None:
+    """Tensor parallelism cuts first, along either dim; FSDP2 cuts dim 0 of what is left; copies of all that."""
+    everything = torch.arange(rows * columns).reshape(rows, columns)
+    first: Placement = _StridedShard(0, split_factor=tensor_ranks) if tensor_dim == 0 else Shard(0)
+    placements = (Replicate(), first, Shard(tensor_dim))
+    boxes = set()
+    for copy, data, tensor in itertools.product(range(2), range(data_ranks), range(tensor_ranks)):
+        held = chunks(chunks(everything, tensor_ranks, tensor_dim)[tensor], data_ranks, 0)[data]
+        box = box_of((rows, columns), (2, data_ranks, tensor_ranks), placements, (copy, data, tensor))
+        assert box.sizes == tuple(held.shape)
+        assert torch.equal(everything[box.inside(Box((0, 0), (rows, columns)))], held)
+        boxes |= {box} if box.elements else set()
+    assert tiles((rows, columns), sorted(boxes))
+
+
+def test_layouts_that_are_no_box_are_refused_and_strangers_hold_nothing() -> None:
+    with pytest.raises(ValueError, match="no layout that can be stored"):
+        box_of((8,), (2, 2), (_StridedShard(0, split_factor=4), Shard(0)), (0, 0))
+    with pytest.raises(ValueError, match="no layout that can be stored"):
+        box_of((8,), (2, 2), (Shard(0), _StridedShard(0, split_factor=2)), (0, 0))
+    with pytest.raises(ValueError, match="still to be reduced"):
+        box_of((8,), (2,), (Partial(),), (0,))
+    assert box_of((8, 3), (2,), (Shard(0),), None).elements == 0
