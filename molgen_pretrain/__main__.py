@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 import hydra
@@ -18,6 +18,8 @@ from molgen_pretrain.config.preflight import preflight
 from molgen_pretrain.config.schema import world_size_from_env
 from molgen_pretrain.config.store import conf_dir, register
 from molgen_pretrain.config.validate import validate
+from molgen_pretrain.errors import RankLostError, SharedError, error_lines
+from molgen_pretrain.training.preemption import EndAtOnce, Interrupted
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SILENT_RANK_SECONDS = 5
@@ -40,9 +42,14 @@ def run_job(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Console entry point. Exit codes: 0 finished, 1 an error, 128 + n stopped by signal n after a save."""
-    register()
+    """Console entry point. Exit codes: 0 finished, 1 an error, 128 + n ended by signal n, with the last step saved."""
     wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
+    with EndAtOnce():
+        _reporting(lambda: _compose_and_run(wants_traceback), wants_traceback)
+
+
+def _compose_and_run(wants_traceback: bool) -> None:
+    register()
 
     def task(cfg: DictConfig) -> None:
         # Caught inside the job, because Hydra prints a line of its own about every error that leaves one.
@@ -50,36 +57,44 @@ def main() -> None:
 
     # Hydra would print its own abridged traceback; with this switch errors of composition arrive here instead.
     os.environ[_FULL_ERROR] = "1"
-    application = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
-    _reporting(application, wants_traceback)
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
 
 
 def _reporting(action: Callable[[], None], wants_traceback: bool) -> None:
-    """Run `action`; a user's mistake is printed without a traceback and exits with 1, Ctrl-C with 130."""
+    """Run `action`; a user's mistake is printed without a traceback and exits with 1, signal n with 128 + n."""
     try:
         action()
-    except KeyboardInterrupt:
+    except Interrupted as interrupt:
+        if wants_traceback:
+            traceback.print_exc()
+        if _is_spokesman():
+            _print_error(str(interrupt))
+        sys.exit(128 + interrupt.number)
+    except RankLostError:
         if wants_traceback:
             raise
-        _print_error("interrupted before the first step")
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(1)
     except Exception as error:
         message = explain(error)
         if message is None or wants_traceback:
             raise
-        _print_error(message)
+        # Before torch is up the ranks share every mistake.
+        is_shared = isinstance(error, SharedError) or "torch" not in sys.modules
+        if _is_spokesman() or not is_shared:
+            _print_error(message)
+        else:
+            # A launcher ends all ranks when the first one leaves: stay until the one that reports has done so.
+            time.sleep(_SILENT_RANK_SECONDS)
         sys.exit(1)
 
 
+def _is_spokesman() -> bool:
+    """Whether this is the rank of its node that reports what all have to say."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _print_error(message: str) -> None:
-    """Before torch is up the ranks of a node share the mistake, and one report is enough."""
-    if "torch" not in sys.modules and os.environ.get("LOCAL_RANK", "0") != "0":
-        # A launcher ends all ranks when the first one leaves: stay until the one that reports has done so.
-        time.sleep(_SILENT_RANK_SECONDS)
-        return
-    rank = os.environ.get("RANK")
-    prefix = "error: " if rank is None else f"[rank {rank}] error: "
-    print("\n".join(prefix + line for line in message.splitlines()), file=sys.stderr, flush=True)
+    print(error_lines(message), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -47,34 +47,38 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 class WholeMatrixMuon(torch.optim.Muon):
-    """torch's Muon, with its own step for matrices that are sharded over one axis of a mesh (FSDP2, HSDP).
+    """torch's Muon, with its own step for sharded matrices, which computes bit for bit what one device does.
 
     torch's step is right on DTensors, but works on the shards: a dozen collectives for each matrix, with sums in
-    bfloat16 in another order than on one device. Here as many matrices as there are ranks are exchanged at a
-    time, in bfloat16 (which the iteration runs in anyway), so that each rank has one of them whole,
-    orthogonalises it and sends the slices back: two collectives for a round, the work divided among the ranks,
-    and bit for bit what one device computes.
+    bfloat16 in another order than on one device. Here ranks exchange matrices in bfloat16, which the iteration
+    runs in anyway, and orthogonalise whole ones. Where all are sharded over one axis of a mesh (FSDP2, HSDP, tensor
+    parallelism alone), every rank takes one of as many as there are ranks and sends the slices back: two
+    collectives for a round, the work divided. Over two axes (FSDP2 with tensor parallelism) every rank gathers
+    and orthogonalises every matrix.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        axes = {_sharded_axis(p) for group in self.param_groups for p in group["params"]}
-        if len(axes) > 1 or None in axes:
+        axes = {_sharded_axes(p) for group in self.param_groups for p in group["params"]}
+        if () in axes:
             return super().step(closure)
         loss = None if closure is None else torch.enable_grad()(closure)()
+        share_work = len(axes) == 1 and len(next(iter(axes))) == 1
         for group in self.param_groups:
             matrices = [p for p in group["params"] if p.grad is not None]
             # Ranks wait for each other in every round: matrices of one size fill a round.
             matrices.sort(key=lambda p: p.numel(), reverse=True)
-            for members in _rounds(matrices):
-                self._step_round(members, group)
+            for members in _rounds(matrices) if share_work else ([p] for p in matrices):
+                self._step_members(members, group, exchange=apply_to_whole if share_work else apply_to_gathered)
         return loss
 
-    def _step_round(self, matrices: Sequence[DTensor], group: dict[str, Any]) -> None:
+    def _step_members(
+        self, matrices: Sequence[DTensor], group: dict[str, Any], *, exchange: Callable[..., list[Tensor]]
+    ) -> None:
         orthogonal = partial(
             orthogonalize, coefficients=group["ns_coefficients"], steps=group["ns_steps"], eps=group["eps"]
         )
-        parts = apply_to_whole(orthogonal, matrices, [self._direction(p, group) for p in matrices])
+        parts = exchange(orthogonal, matrices, [self._direction(p, group) for p in matrices])
         for parameter, part in zip(matrices, parts, strict=True):
             local = parameter.to_local()
             local.mul_(1 - group["lr"] * group["weight_decay"])
@@ -103,8 +107,7 @@ def apply_to_whole(
         layouts: tensors that are sharded as the matrices are, over one axis of one mesh.
         shards: this rank's shard of each matrix, all of one dtype.
     """
-    mesh, axis = layouts[0].device_mesh, _sharded_axis(layouts[0])
-    assert axis is not None
+    mesh, (axis,) = layouts[0].device_mesh, _sharded_axes(layouts[0])
     ranks, rank, size = mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis)
     flat = torch.cat([shard.reshape(-1) for shard in shards])
     sizes = [shard.numel() for shard in shards] + [0] * (size - len(shards))
@@ -122,6 +125,22 @@ def apply_to_whole(
         mine = torch.cat([part.reshape(-1) for part in result.split([shape[dim] for shape in shapes], dim)])
     dist.all_to_all_single(flat, mine, sizes, my_sizes, group=ranks)
     return [part.view(shard.shape) for part, shard in zip(flat.split(sizes[: len(shards)]), shards, strict=True)]
+
+
+def apply_to_gathered(
+    function: Callable[[Tensor], Tensor], layouts: Sequence[DTensor], shards: Sequence[Tensor]
+) -> list[Tensor]:
+    """As `apply_to_whole`, for tensors sharded over any axes: every rank has every matrix whole. Collective."""
+    parts = []
+    for layout, shard in zip(layouts, shards, strict=True):
+        matrix = DTensor.from_local(
+            shard, layout.device_mesh, layout.placements, run_check=False, shape=layout.shape, stride=layout.stride()
+        )
+        (chunk,) = layout.__create_chunk_list__()
+        box = zip(chunk.offsets, chunk.sizes, strict=True)
+        result = function(matrix.full_tensor())
+        parts.append(result[tuple(slice(offset, offset + size) for offset, size in box)])
+    return parts
 
 
 def orthogonalize(matrix: Tensor, *, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
@@ -155,13 +174,12 @@ def shape_factor(shape: Sequence[int], rule: str | None) -> float:
     return math.sqrt(max(1.0, rows / columns))
 
 
-def _sharded_axis(parameter: Tensor) -> int | None:
-    """The one axis of its mesh that a parameter is sharded over; None where there is none, or several."""
+def _sharded_axes(parameter: Tensor) -> tuple[int, ...]:
+    """The axes of its mesh that a parameter is sharded over; those of one rank count where there is no other."""
     if not isinstance(parameter, DTensor):
-        return None
+        return ()
     sharded = [axis for axis, placement in enumerate(parameter.placements) if not placement.is_replicate()]
-    only = len(sharded) == 1 and isinstance(parameter.placements[sharded[0]], Shard)
-    return sharded[0] if only else None
+    return tuple(axis for axis in sharded if parameter.device_mesh.size(axis) > 1) or tuple(sharded[:1])
 
 
 def shard_shapes(shape: Sequence[int], dim: int, ranks: int) -> list[list[int]]:
@@ -175,7 +193,7 @@ def _rounds(matrices: Sequence[DTensor]) -> Iterator[Sequence[DTensor]]:
     """As many at a time as ranks share the work."""
     if not matrices:
         return
-    axis = _sharded_axis(matrices[0])
+    (axis,) = _sharded_axes(matrices[0])
     size = matrices[0].device_mesh.size(axis)
     for first in range(0, len(matrices), size):
         yield matrices[first : first + size]

@@ -1,4 +1,4 @@
 """Processes, the device mesh, and FSDP2: how one model spreads over ranks.
 
-Import from the submodules; they load torch.
+Import from the submodules; all but `degrees` load torch.
 """

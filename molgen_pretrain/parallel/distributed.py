@@ -7,14 +7,19 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from molgen_pretrain.errors import UserError
+from molgen_pretrain.parallel.peers import Peers
+
 logger = logging.getLogger(__name__)
+
+_NCCL_EXTRA_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    peers: Peers = field(default_factory=Peers)
 
     @property
     def is_main(self) -> bool:
@@ -32,11 +38,7 @@ class World:
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value on every rank; others pass anything."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return value if self.size == 1 else _from_rank_0(value)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
@@ -66,12 +68,21 @@ def joined_world(device_kind: str, *, needs_group: bool, timeout_seconds: int) -
     grouped = needs_group or size > 1
     if grouped:
         _init_group(device, size, timeout_seconds)
-    try:
-        yield World(rank, size, local_rank, device)
-    finally:
-        gc.collect()
-        if grouped and dist.is_initialized():
-            dist.destroy_process_group()
+    peers = Peers(rank, size, timeout_seconds)
+    with peers.watching(_from_rank_0):
+        try:
+            with peers.explained():
+                yield World(rank, size, local_rank, device, peers)
+        finally:
+            gc.collect()
+            if grouped and dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _from_rank_0(value: Any) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _device(kind: str, local_rank: int) -> torch.device:
@@ -82,9 +93,17 @@ def _device(kind: str, local_rank: int) -> torch.device:
 
 def _init_group(device: torch.device, size: int, timeout_seconds: int) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=timeout_seconds)
+    # NCCL's own watchdog aborts the process with a dump: `peers`, which says who is missing, speaks before it.
+    timeout = timedelta(seconds=timeout_seconds + (_NCCL_EXTRA_SECONDS if device.type == "cuda" else 0))
     if size > 1:
-        dist.init_process_group(backend, timeout=timeout)
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except dist.DistError as error:
+            where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+            raise UserError(
+                f"parallelism.timeout_seconds={timeout_seconds}: the {size} ranks did not come together at {where} in"
+                f" that time; start them all, with the same MASTER_ADDR and MASTER_PORT ({str(error).splitlines()[0]})"
+            ) from error
     else:
         # A lone process needs no rendezvous, no port and no launcher.
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)

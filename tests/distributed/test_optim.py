@@ -20,6 +20,7 @@ from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.optim.optimizer import build_optimizer
 from molgen_pretrain.optim.param_groups import GroupRule, build_param_groups
 from molgen_pretrain.optim.scheduler import ScheduleApplier
+from molgen_pretrain.parallel.tensor_parallel import apply_tensor_parallel
 from molgen_pretrain.schedules import WSDS
 
 # 50 and 37 rows: no number of ranks divides all matrices evenly.
@@ -49,9 +50,11 @@ def build(kind: str, mesh: DeviceMesh | None = None) -> tuple[nn.Module, Schedul
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(CONFIG)
     if mesh is not None:
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        shard_axes = tuple(name for name in mesh.mesh_dim_names if name != "tensor")
+        if "tensor" in mesh.mesh_dim_names:
+            apply_tensor_parallel(model, model.model.layers, mesh["tensor"])
+        for module in (*model.model.layers, model):
+            fully_shard(module, mesh=mesh[shard_axes])
     groups = build_param_groups(
         model.named_parameters(), preset="layerwise", layer_decay_rate=0.8, rules=[GroupRule("*norm*", wd_scale=0.0)]
     )
@@ -75,11 +78,10 @@ def whole(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.full_tensor() if isinstance(p, DTensor) else p.detach() for n, p in model.named_parameters()}
 
 
-def sharded(kind: str, mesh_shape: list[int], root: str) -> dict[str, list[str]]:
+def sharded(kind: str, axes: dict[str, int], root: str) -> dict[str, list[str]]:
     """Parameters that differ from the single process's after 8 steps, and after a resume at step 5."""
     expected = torch.load(Path(root) / "reference.pt")
-    names = ("replicate", "shard")[-len(mesh_shape) :]
-    mesh = init_device_mesh("cpu", tuple(mesh_shape), mesh_dim_names=names)
+    mesh = init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes))
     model, applier = build(kind, mesh)
     update(model, applier, range(1, 6))
     checkpoints = Checkpointer(Path(root) / "checkpoint", keep_latest_k=0)
@@ -96,16 +98,25 @@ def differing(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
 
 
 @pytest.mark.parametrize(
-    ("kind", "mesh_shape"),
-    [("adamw", [2]), ("adam", [2]), ("sgd", [2]), ("muon", [2]), ("muon", [3]), ("muon", [2, 2])],
+    ("kind", "axes"),
+    [
+        ("adamw", {"shard": 2}),
+        ("adam", {"shard": 2}),
+        ("sgd", {"shard": 2}),
+        ("muon", {"shard": 2}),
+        ("muon", {"shard": 3}),
+        ("muon", {"replicate": 2, "shard": 2}),
+        ("muon", {"shard": 1, "tensor": 2}),
+        ("muon", {"shard": 2, "tensor": 2}),
+    ],
 )
 def test_shards_get_the_update_of_the_whole_matrix(
-    run_distributed: Callable[..., Any], tmp_path: Path, kind: str, mesh_shape: list[int]
+    run_distributed: Callable[..., Any], tmp_path: Path, kind: str, axes: dict[str, int]
 ) -> None:
     model, applier = build(kind)
     update(model, applier, range(1, 9))
     torch.save(whole(model), tmp_path / "reference.pt")
-    for result in run_distributed(sharded, math.prod(mesh_shape), kind, mesh_shape, str(tmp_path)):
+    for result in run_distributed(sharded, math.prod(axes.values()), kind, axes, str(tmp_path)):
         assert result == {"trained": [], "resumed": []}
 
     # The sharded checkpoint goes on in one process.
@@ -117,7 +128,7 @@ def test_shards_get_the_update_of_the_whole_matrix(
 
 def collectives() -> list[int]:
     """Number of collectives in one Muon step, and of rounds: pairs of matrices in each group."""
-    model, applier = build("muon", init_device_mesh("cpu", (2,)))
+    model, applier = build("muon", init_device_mesh("cpu", (2,), mesh_dim_names=("shard",)))
     update(model, applier, range(1, 2))
     applier.prepare(2)
     with CommDebugMode() as communication:
