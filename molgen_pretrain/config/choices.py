@@ -69,14 +69,35 @@ class TokenCache(str, Enum):
 
 
 class ReshardAfterForward(str, Enum):
+    """Whether FSDP2 gives gathered weights back before the backward. default: those of the blocks."""
+
     default = "default"
     always = "always"
     never = "never"
 
 
-class Layout(str, Enum):
-    single = "single"
-    fsdp = "fsdp"
+class ActivationCheckpointing(str, Enum):
+    """What a block computes again in the backward: nothing; all but matmuls and attention; all."""
+
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+class AnomalyAction(str, Enum):
+    """What happens at a loss or gradient that is not finite, or a spike: end the run, leave the batch out, or
+    leave it out and go back to the last checkpoint."""
+
+    stop = "stop"
+    skip = "skip"
+    rewind = "rewind"
+
+
+class OnDamage(str, Enum):
+    """A damaged checkpoint: take the one before it, or end."""
+
+    fallback = "fallback"
+    error = "error"
 
 
 class HfExport(str, Enum):
@@ -122,3 +143,6 @@ LrDecayStyle = Enum(
         "WSD": "WSD",
     },
 )
+
+# Whether training waits for a checkpoint's writing, or only for its copy to host memory. One is no Python name.
+AsyncMode = Enum("AsyncMode", {"sync": "sync", "async": "async"})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from molgen_pretrain.config.choices import InitMode
-from molgen_pretrain.config.schema import RunConfig
+from molgen_pretrain.config.plain import source_names
+from molgen_pretrain.config.schema import DataConfig, RunConfig, SourceConfig
 from molgen_pretrain.data.files import resolve_files
+from molgen_pretrain.data.mixture import Source
 from molgen_pretrain.data.tokenizer import UnitTokenizer
 from molgen_pretrain.errors import UserError
 
@@ -20,7 +23,7 @@ T = TypeVar("T")
 class Inputs:
     """What a run reads, found and opened."""
 
-    train_files: list[Path]
+    train_sources: list[Source]  # one without a name, unless data.sources names some
     valid_files: list[Path]  # empty without validation
     tokenizer: UnitTokenizer
 
@@ -39,7 +42,7 @@ def preflight(cfg: RunConfig) -> Inputs:
             problems.append(str(error))
             return None
 
-    train = attempt(lambda: resolve_files(cfg.data.train_path, setting="data.train_path"))
+    sources = [attempt(find) for find in source_finders(cfg.data)]
     valid: list[Path] | None = []
     if cfg.validation.enable:
         valid = attempt(lambda: resolve_files(cfg.data.valid_path, setting="data.valid_path"))
@@ -52,6 +55,18 @@ def preflight(cfg: RunConfig) -> Inputs:
         )
     if cfg.init.mode is InitMode.resume and not Path(cfg.init.source).expanduser().is_dir():
         problems.append(f"init.from={cfg.init.source}: no such folder; give a run directory or a step directory")
-    if problems or train is None or valid is None or tokenizer is None:
+    if problems or valid is None or tokenizer is None:
         raise UserError("\n".join(problems))
-    return Inputs(train, valid, tokenizer)
+    return Inputs([source for source in sources if source is not None], valid, tokenizer)
+
+
+def source_finders(data: DataConfig) -> Iterator[Callable[[], Source]]:
+    """One function per source of training data, which finds its files or raises UserError."""
+    if not data.sources:
+        yield lambda: Source("", resolve_files(data.train_path, setting="data.train_path"), 1.0)
+    for number, (source, name) in enumerate(zip(data.sources, source_names(data), strict=True)):
+        yield partial(_find_source, source, name, f"data.sources[{number}].path")
+
+
+def _find_source(source: SourceConfig, name: str, setting: str) -> Source:
+    return Source(name, resolve_files(source.path, setting=setting), source.weight)

@@ -14,12 +14,15 @@ from typing import Any
 from omegaconf import MISSING
 
 from molgen_pretrain.config.choices import (
+    ActivationCheckpointing,
+    AnomalyAction,
+    AsyncMode,
     Device,
     Dtype,
     HfExport,
     InitMode,
-    Layout,
     OnBadLine,
+    OnDamage,
     Overflow,
     ReshardAfterForward,
     TokenCache,
@@ -87,9 +90,15 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class ParallelismConfig:
-    layout: Layout = Layout.single
-    data_parallel_shard_degree: int = 1  # -1: every rank
+    """The three degrees multiply to the number of processes; one of the first two may be -1, what is left."""
+
+    data_parallel_replicate_degree: int = 1  # copies of the model; by DDP where they are whole
+    data_parallel_shard_degree: int = 1  # parts that FSDP2 cuts a copy into
+    tensor_parallel_degree: int = 1  # parts that each weight is cut into besides, on neighbouring ranks
     fsdp_reshard_after_forward: ReshardAfterForward = ReshardAfterForward.default
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    compile: bool = False  # each block by itself
+    cpu_offload: bool = False  # FSDP2 keeps weights, gradients and optimizer state on the host
     timeout_seconds: int = 600  # how long a collective may wait for a rank
 
 
@@ -103,13 +112,21 @@ class TrainingConfig:
     dtype: Dtype = Dtype.float32  # compute; master weights are float32 always. auto: what the hardware has
     seed: int = 42
     device: Device = Device.auto
+    deterministic: bool = False  # bit-identical repeats on a GPU too; slower, see docs/resume.md
+    anomaly: AnomalyAction = AnomalyAction.stop  # what to do at a loss or gradient that is not finite, or a spike
+    max_anomalies: int = 10  # that a run survives
+    spike_sigmas: float | None = None  # a loss or gradient norm so many deviations above the mean; null: any is fine
+    spike_window: int = 128  # steps that mean and deviation are taken over
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
     enable: bool = True
     interval: int = 500
+    async_mode: AsyncMode = AsyncMode.sync
     keep_latest_k: int = 3  # 0: all
+    on_damage: OnDamage = OnDamage.fallback
+    max_failures: int = 3  # saves in a row that may fail before the run ends
     at_lr: list[float] = field(default_factory=list)  # also keep where a decay first reaches one of these
     hf_export: HfExport = HfExport.last
 

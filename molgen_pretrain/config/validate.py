@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from molgen_pretrain.config.batch import batch_problems
-from molgen_pretrain.config.choices import GroupPreset, Layout
+from molgen_pretrain.config.choices import AnomalyAction, GroupPreset
 from molgen_pretrain.config.optimizer_schema import AdamConfig, MuonConfig, OptimizerConfig, SGDConfig, TypeScales
 from molgen_pretrain.config.plain import build_schedule, resume_policy, source_names
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.errors import UserError
+from molgen_pretrain.parallel.degrees import Degrees, resolve_degrees, tensor_degree_problems
 from molgen_pretrain.schedules import ScheduleError
 
 
@@ -24,11 +25,6 @@ def validate(cfg: RunConfig, world_size: int) -> None:
         *_optimizer_problems(cfg),
         *_data_problems(cfg),
         *_parallelism_problems(cfg, world_size),
-        *batch_problems(
-            cfg.training.local_batch_size,
-            cfg.training.global_batch_size,
-            data_parallel_degree(cfg, world_size),
-        ),
         *_training_problems(cfg),
         *_cadence_problems(cfg),
         *_run_name_problems(cfg),
@@ -37,10 +33,16 @@ def validate(cfg: RunConfig, world_size: int) -> None:
         raise UserError("\n".join(problems))
 
 
-def data_parallel_degree(cfg: RunConfig, world_size: int) -> int:
-    """Ranks that see different data; the -1 of the shard degree means every rank."""
-    degree = cfg.parallelism.data_parallel_shard_degree
-    return world_size if degree == -1 else degree
+def parallel_degrees(cfg: RunConfig, world_size: int) -> Degrees:
+    """The ranks along each axis. Raises UserError where the degrees do not multiply to `world_size`."""
+    given, model = cfg.parallelism, cfg.model
+    return resolve_degrees(
+        replicate=given.data_parallel_replicate_degree,
+        shard=given.data_parallel_shard_degree,
+        tensor=given.tensor_parallel_degree,
+        world_size=world_size,
+        tensor_divides=math.gcd(model.num_attention_heads, model.num_key_value_heads, model.intermediate_size),
+    )
 
 
 def _at_least(cfg: RunConfig, minimum: float, *keys: str) -> Iterator[str]:
@@ -151,25 +153,41 @@ def _mixture_problems(cfg: RunConfig) -> Iterator[str]:
 
 
 def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:
-    layout, degree = cfg.parallelism.layout, cfg.parallelism.data_parallel_shard_degree
-    if layout is Layout.single and world_size > 1:
-        yield f"parallelism=single: {world_size} processes were started; use parallelism=fsdp"
-    elif degree not in (-1, world_size):
-        yield (
-            f"parallelism.data_parallel_shard_degree={degree}: must be the number of processes, "
-            f"{world_size}, or -1 (every process)"
-        )
+    """Also the batch's, which depends on the degrees."""
     yield from _at_least(cfg, 1, "parallelism.timeout_seconds")
+    try:
+        degrees = parallel_degrees(cfg, world_size)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from tensor_degree_problems(
+        degrees.tensor,
+        num_attention_heads=cfg.model.num_attention_heads,
+        num_key_value_heads=cfg.model.num_key_value_heads,
+        intermediate_size=cfg.model.intermediate_size,
+    )
+    if cfg.parallelism.cpu_offload and not degrees.fsdp:
+        yield (
+            "parallelism.cpu_offload=true: is done by FSDP2; give parallelism.data_parallel_shard_degree=-1 "
+            "(parallelism=fsdp)"
+        )
+    yield from batch_problems(cfg.training.local_batch_size, cfg.training.global_batch_size, degrees.data_parallel)
 
 
 def _training_problems(cfg: RunConfig) -> Iterator[str]:
     yield from _at_least(cfg, 1, "training.steps", "training.local_batch_size")
     yield from _at_least(cfg, 2, "training.seq_len")
-    yield from _at_least(cfg, 0, "training.max_norm", "training.seed", "data.seed")
+    yield from _at_least(cfg, 0, "training.max_norm", "training.max_anomalies", "training.seed", "data.seed")
+    yield from _at_least(cfg, 16, "training.spike_window")
+    sigmas = cfg.training.spike_sigmas
+    if sigmas is not None and not sigmas > 0:
+        yield f"training.spike_sigmas={sigmas}: must be positive, or null for no limit; 6 is usual"
+    if cfg.training.anomaly is AnomalyAction.rewind and not cfg.checkpoint.enable:
+        yield "training.anomaly=rewind: needs checkpoint.enable=true to have something to go back to; or use skip"
 
 
 def _cadence_problems(cfg: RunConfig) -> Iterator[str]:
-    yield from _at_least(cfg, 1, "checkpoint.interval", "metrics.log_freq")
+    yield from _at_least(cfg, 1, "checkpoint.interval", "checkpoint.max_failures", "metrics.log_freq")
     yield from _at_least(cfg, 0, "checkpoint.keep_latest_k")
     if any(lr <= 0 for lr in cfg.checkpoint.at_lr):
         yield f"checkpoint.at_lr={cfg.checkpoint.at_lr}: learning rates must be positive"

@@ -30,3 +30,15 @@ def format_duration(seconds: float) -> str:
 def format_percent(fraction: float) -> str:
     """A share of one as a percentage: 0.0123 is 1.2%."""
     return f"{100 * fraction:.1f}%"
+
+
+def format_bytes(count: int) -> str:
+    """Bytes in the units of disks: 950 B, 12.3 kB, 1.20 GB."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.5 or unit == "TB":
+            break
+    return f"{value:.3g} {unit}" if value < 99.5 else f"{value:.0f} {unit}"

@@ -52,6 +52,13 @@ class JsonlSink(Sink):
                 "written with the next row"
             ) from error
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows of later steps. Raises OSError."""
+        self._write_pending()
+        self._detach()
+        trim_rows(self.path, step)
+        self._size_bytes = self.path.stat().st_size
+
     def close(self, exit_code: int) -> None:
         """Write what waits. Raises OSError naming the number of rows that are lost."""
         try:

@@ -27,6 +27,9 @@ class Sink(ABC):
     def log(self, row: Row) -> None:
         """Take one row; any exception counts as the sink's failure."""
 
+    def rewind(self, step: int) -> None:  # noqa: B027 (a destination that cannot forget shows steps twice)
+        """Training goes back to this step: rows of later ones are void and come again."""
+
     def close(self, exit_code: int) -> None:  # noqa: B027
         """Write what is left and release everything; `exit_code` 0 means that the run succeeded."""
 
@@ -68,6 +71,13 @@ class MetricsLogger:
                 _warn_disabled(sink, error)
                 self._sinks.remove(sink)
                 _close(sink, exit_code=1)
+
+    def rewind(self, step: int) -> None:
+        """Tell every sink that training goes back to `step`; one that fails is warned about and kept."""
+        for sink in self._sinks:
+            error = _attempt(partial(sink.rewind, step))
+            if error is not None:
+                logger.warning("metrics: %s keeps rows of steps after %d: %s", sink.name, step, _reason(error))
 
     def close(self, exit_code: int = 0) -> None:
         """Close every sink, also those after a failing one. Further rows go nowhere."""

@@ -6,18 +6,21 @@ import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 from torch.utils.data import DataLoader
 
-from molgen_pretrain.config.choices import ReshardAfterForward, WandbMode
+from molgen_pretrain.config.choices import WandbMode
 from molgen_pretrain.config.plain import data_seed
 from molgen_pretrain.config.preflight import Inputs
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.data.loader import build_loader
+from molgen_pretrain.data.token_classes import TOKEN_CLASSES
 from molgen_pretrain.metrics.console import ConsoleSink
 from molgen_pretrain.metrics.jsonl import JsonlSink
 from molgen_pretrain.metrics.logger import MetricsLogger, Sink
@@ -27,14 +30,15 @@ from molgen_pretrain.metrics.wandb import WandbSink
 from molgen_pretrain.model.flops import flops_per_token
 from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining, build_on_meta, count_parameters, materialize
 from molgen_pretrain.parallel.distributed import World
-from molgen_pretrain.parallel.parallelize import data_parallel_mesh, shard_model
+from molgen_pretrain.parallel.layout import Layout
+from molgen_pretrain.parallel.parallelize import Wrapping, parallelize
 from molgen_pretrain.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 
 def build_data(
-    cfg: RunConfig, inputs: Inputs, world: World, *, data_parallel_size: int, accumulation_steps: int
+    cfg: RunConfig, inputs: Inputs, *, rank: int, data_parallel_size: int, accumulation_steps: int
 ) -> tuple[JsonlTaggedPackedDataset, JsonlTaggedPackedDataset | None]:
     """Training and validation data, indexed (the one-time pass runs here) and reported."""
     dataset = partial(
@@ -42,16 +46,21 @@ def build_data(
         tokenizer=inputs.tokenizer,
         seq_len=cfg.data.seq_len,
         cache_dir=Path(cfg.data.cache_dir).expanduser(),
-        rank=world.rank,
+        rank=rank,
         world_size=data_parallel_size,
         seed=data_seed(cfg),
         min_emb_len=cfg.data.min_emb_len,
         lookahead_limit=cfg.data.lookahead_limit,
         overflow=cfg.data.overflow.value,
         on_bad_line=cfg.data.on_bad_line.value,
+        cache=cfg.data.cache.value,
+        cache_budget_bytes=int(cfg.data.cache_budget_gib * 2**30),
+        index_processes=cfg.data.index_processes,
+        document_mask=cfg.data.document_mask,
+        token_classes=cfg.metrics.token_class_loss,
     )
     train = dataset(
-        paths=inputs.train_files,
+        sources=inputs.train_sources,
         local_batch_size=cfg.training.local_batch_size,
         accumulation_steps=accumulation_steps,
         shuffle_lines=cfg.data.shuffle_lines,
@@ -79,24 +88,36 @@ def build_meta_model(cfg: RunConfig, inputs: Inputs) -> tuple[Qwen3ForPretrainin
     loss_chunk_tokens = sizes.pop("loss_chunk_tokens")
     arch = Qwen3Arch(**sizes)
     pad_id = inputs.tokenizer.pad_id
-    model = build_on_meta(arch.hf_config(eos_token_id=pad_id, pad_token_id=pad_id), loss_chunk_tokens=loss_chunk_tokens)
+    model = build_on_meta(
+        arch.hf_config(eos_token_id=pad_id, pad_token_id=pad_id),
+        loss_chunk_tokens=loss_chunk_tokens,
+        document_mask=cfg.data.document_mask,
+        loss_classes=len(TOKEN_CLASSES) if cfg.metrics.token_class_loss else 0,
+    )
     return model, arch
 
 
-def fill_model(model: Qwen3ForPretraining, cfg: RunConfig, world: World, *, dtype: torch.dtype, sharded: bool) -> None:
-    """Shard a meta model, then give it memory and initial weights, in place."""
-    if sharded:
-        shard_model(
-            model,
-            model.model.layers,
-            data_parallel_mesh(world.device, world.size),
-            compute_dtype=dtype if world.device.type == "cuda" else torch.float32,
-            reshard_after_forward=cfg.parallelism.fsdp_reshard_after_forward is not ReshardAfterForward.never,
-        )
-    materialize(model, device=world.device, seed=cfg.training.seed)
+def spread_model(model: Qwen3ForPretraining, cfg: RunConfig, layout: Layout, *, dtype: torch.dtype) -> nn.Module:
+    """Spread a meta model over the ranks and give it initial weights, in place; returns what training calls."""
+    given = cfg.parallelism
+    wrapping = Wrapping(
+        compute_dtype=dtype if layout.device.type == "cuda" else torch.float32,
+        reshard_after_forward=given.fsdp_reshard_after_forward.value,
+        activation_checkpointing=given.activation_checkpointing.value,
+        compile=given.compile,
+        cpu_offload=given.cpu_offload,
+    )
+    fill = partial(materialize, model, device=layout.device, seed=cfg.training.seed)
+    wrapped = parallelize(model, model.model.layers, layout, wrapping, fill=fill)
     parameters, compute = f"{count_parameters(model):,}", str(dtype).removeprefix("torch.")
-    layout = f"{cfg.parallelism.layout.value} on {world.size} x {world.device.type}"
-    logger.info("model: Qwen3, %s parameters, %s compute, %s", parameters, compute, layout)
+    logger.info(
+        "model: Qwen3, %s parameters, %s compute on %s: %s",
+        parameters,
+        compute,
+        layout.device.type,
+        layout.degrees.describe(),
+    )
+    return wrapped
 
 
 def build_metrics(
@@ -138,7 +159,7 @@ def build_throughput(cfg: RunConfig, arch: Qwen3Arch, world: World, *, dtype: to
 
 
 def build_batches(
-    cfg: RunConfig, inputs: Inputs, data: JsonlTaggedPackedDataset, world: World, *, position: dict[str, int]
+    cfg: RunConfig, inputs: Inputs, data: JsonlTaggedPackedDataset, world: World, *, position: dict[str, Any]
 ) -> DataLoader[Batch]:
     """The loader of the rank's micro-batches from `position` on; rank 0 logs the first sequence, decoded."""
     if position:
@@ -157,5 +178,7 @@ def build_batches(
 def _log_data(what: str, data: JsonlTaggedPackedDataset) -> None:
     summary = data.summary()
     logger.info("%s: %s", what, summary.describe())
+    for line in summary.describe_sources():
+        logger.info("source %s", line)
     if bad_lines := summary.describe_bad_lines():
         logger.warning("%s: %s", what, bad_lines)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -41,7 +43,7 @@ class RunLogs:
 
         Ranks above 0 write only what rank 0 does not say as well, to a file that does not exist until then.
         """
-        handler = logging.FileHandler(path, delay=True)
+        handler = _LogFile(path, delay=True)
         rank = f" [rank {self._rank}]" if self._rank else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s{rank} %(levelname)s %(name)s: %(message)s"))
         handler.addFilter(lambda record: self._rank == 0 or _is_of_one_rank(record))
@@ -60,6 +62,24 @@ class RunLogs:
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Tells of trouble with its storage once, not with a traceback for every record."""
+
+    _is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_told:
+            self._is_told = True
+            print(f"{self.baseFilename} may lack lines from now on: {error}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # told already
+            super().close()
 
 
 def _is_of_one_rank(record: logging.LogRecord) -> bool:

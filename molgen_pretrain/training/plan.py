@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -14,11 +14,21 @@ class Progress:
     step: int = 0  # finished updates
     tokens: int = 0  # trained on, all ranks
     sequences: int = 0
-    position: dict[str, int] = field(default_factory=dict)  # of the data, after the last global batch
+    truncated_units: int = 0
+    dropped_units: int = 0
+    anomalies: int = 0  # batches left out because their update would have done harm
+    validation_is_due: bool = False  # of `step`: a stop came before it, or cut it short
+    position: dict[str, Any] = field(default_factory=dict)  # of the data, after the last global batch
     losses: list[float] = field(default_factory=list)  # logged ones that an adaptive schedule still looks at
+    recent: list[tuple[float, float]] = field(default_factory=list)  # loss, gradient norm: what is usual, for spikes
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
+
+    def go_back_to(self, earlier: Progress) -> None:
+        """Become `earlier`, except for the place in the data and the anomalies counted."""
+        for key, value in vars(replace(earlier, position=self.position, anomalies=self.anomalies)).items():
+            setattr(self, key, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +37,10 @@ class Plan:
 
     steps: int
     accumulation_steps: int
-    max_norm: float
     log_freq: int
     validation_freq: int  # 0: never
     checkpoint_interval: int  # 0: never
     snapshot_lrs: tuple[float, ...]  # a checkpoint is kept where a decay first reaches one of these
-    seed: int
 
     def logs_at(self, step: int, milestones: Collection[int]) -> bool:
         """Besides every log_freq-th: the first, the last, and both sides of each milestone."""

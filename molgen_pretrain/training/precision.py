@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -30,6 +31,16 @@ def autocast_factory(
     if dtype is torch.float32 or (sharded and device.type == "cuda"):
         return nullcontext
     return partial(torch.autocast, device.type, dtype=dtype)
+
+
+def make_deterministic() -> None:
+    """Let torch take only algorithms that give the same bits each time. To be called before CUDA is used.
+
+    On a CPU they do so anyway. Raises later, at the operation, where torch has no such algorithm.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,20 @@ from torch import nn
 
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.checkpoint.layout import step_of
-from molgen_pretrain.config.choices import InitMode, OnResume
+from molgen_pretrain.config.choices import InitMode, OnDamage, OnResume
 from molgen_pretrain.config.plain import data_seed, resume_policy
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.optim.scheduler import ScheduleApplier
-from molgen_pretrain.schedules import carry_decisions, changed_fields, differences, schedule_from_state, schedule_state
+from molgen_pretrain.schedules import (
+    Schedule,
+    carry_decisions,
+    changed_fields,
+    differences,
+    schedule_from_state,
+    schedule_state,
+)
 from molgen_pretrain.training.plan import Progress
 
 logger = logging.getLogger(__name__)
@@ -47,9 +55,11 @@ def restore(
     The run's own checkpoints come first, whatever init says: a run name that exists is continued. Raises
     UserError where the stored schedule or parameter groups differ and `scheduler.on_resume` is strict.
     """
-    loaded = checkpointer.load_newest(model=model, optimizer=applier.optimizer)
+    fallback = cfg.checkpoint.on_damage is OnDamage.fallback
+    loaded = checkpointer.load_newest(model=model, optimizer=applier.optimizer, fallback=fallback)
     if loaded is None and cfg.init.mode is InitMode.resume:
-        loaded = _load_from(Path(cfg.init.source).expanduser().absolute(), checkpointer, model, applier)
+        source = Path(cfg.init.source).expanduser().absolute()
+        loaded = _load_from(source, checkpointer, model, applier, fallback=fallback)
     if loaded is None:
         logger.info("start: from scratch, seed %d", cfg.training.seed)
         return Progress()
@@ -65,14 +75,38 @@ def restore(
     return progress
 
 
+def rewound(
+    cfg: RunConfig, checkpointer: Checkpointer, model: nn.Module, applier: ScheduleApplier, planned: Schedule
+) -> Progress:
+    """Fill model and optimizer from the run's newest checkpoint without NaN; return what it had done.
+
+    The schedule is `planned`, the config's, with what was decided by then; or the checkpoint's, where it is to win.
+    Raises UserError where there is none.
+    """
+    fallback = cfg.checkpoint.on_damage is OnDamage.fallback
+    loaded = checkpointer.load_newest(model=model, optimizer=applier.optimizer, fallback=fallback, finite_only=True)
+    if loaded is None:
+        raise UserError(
+            "training.anomaly=rewind: the run has no checkpoint to go back to yet; use skip, or a shorter"
+            " checkpoint.interval"
+        )
+    folder, state = loaded
+    if resume_policy(cfg.scheduler) is OnResume.use_checkpoint:
+        applier.schedule = schedule_from_state(state["schedule"])
+    else:
+        applier.schedule = carry_decisions(state["schedule"], planned)
+    logger.info("rewound to %s", folder)
+    return Progress(**state["progress"])
+
+
 def _load_from(
-    source: Path, checkpointer: Checkpointer, model: nn.Module, applier: ScheduleApplier
+    source: Path, checkpointer: Checkpointer, model: nn.Module, applier: ScheduleApplier, *, fallback: bool
 ) -> tuple[Path, dict[str, Any]]:
     """Another run's newest checkpoint, or the one step that `source` names."""
     if step_of(source) is not None:
         return source, checkpointer.load(source, model=model, optimizer=applier.optimizer)
     other = Checkpointer(source / checkpointer.layout.root.name, keep_latest_k=0)
-    loaded = other.load_newest(model=model, optimizer=applier.optimizer)
+    loaded = other.load_newest(model=model, optimizer=applier.optimizer, fallback=fallback)
     if loaded is None:
         raise UserError(f"init.from={source}: no committed checkpoint in this run; give a step-* folder")
     return loaded
@@ -104,6 +138,7 @@ def _data_settings(cfg: RunConfig) -> dict[str, Any]:
     data = cfg.data
     return {
         "train_path": data.train_path,
+        "sources": [asdict(source) for source in data.sources],
         "tokenizer": data.tokenizer,
         "seq_len": data.seq_len,
         "seed": data_seed(cfg),

@@ -7,45 +7,49 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from molgen_pretrain.checkpoint.checkpointer import Checkpointer
-from molgen_pretrain.checkpoint.errors import CheckpointSaveError
 from molgen_pretrain.config.advice import advise
 from molgen_pretrain.config.batch import accumulation_steps
-from molgen_pretrain.config.choices import HfExport, Layout
 from molgen_pretrain.config.plain import build_schedule
 from molgen_pretrain.config.preflight import Inputs
-from molgen_pretrain.config.schema import RunConfig
-from molgen_pretrain.config.validate import data_parallel_degree
+from molgen_pretrain.config.schema import RunConfig, world_size_from_env
+from molgen_pretrain.config.validate import parallel_degrees
 from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
+from molgen_pretrain.errors import UserError
 from molgen_pretrain.metrics.logger import MetricsLogger
-from molgen_pretrain.model.hf_io import export_hf
+from molgen_pretrain.metrics.rows import read_rows
 from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining
 from molgen_pretrain.optim.scheduler import ScheduleApplier
+from molgen_pretrain.parallel.degrees import Degrees
 from molgen_pretrain.parallel.distributed import World, joined_world
+from molgen_pretrain.parallel.layout import build_layout
 from molgen_pretrain.schedules import Schedule
+from molgen_pretrain.training.anomaly import AnomalyPolicy
 from molgen_pretrain.training.build import (
     build_batches,
     build_data,
     build_meta_model,
     build_metrics,
     build_throughput,
-    fill_model,
+    spread_model,
 )
 from molgen_pretrain.training.logs import RunLogs
 from molgen_pretrain.training.optimizer_from_config import optimizer_from_config, param_groups_from_config
-from molgen_pretrain.training.plan import Plan, Progress
-from molgen_pretrain.training.precision import autocast_factory, compute_dtype
-from molgen_pretrain.training.preemption import StopRequest
+from molgen_pretrain.training.plan import Plan
+from molgen_pretrain.training.precision import autocast_factory, compute_dtype, make_deterministic
+from molgen_pretrain.training.preemption import Interrupted, StopRequest
 from molgen_pretrain.training.report import finish_report
-from molgen_pretrain.training.restore import restore, saved_state
+from molgen_pretrain.training.run_checkpoints import RunCheckpoints
 from molgen_pretrain.training.run_directory import RunDirectory, environment_facts, new_run_name
 from molgen_pretrain.training.trainer import Hooks, Trainer
+from molgen_pretrain.training.update import GradientComputer
 from molgen_pretrain.training.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -56,12 +60,15 @@ def run(cfg: RunConfig, inputs: Inputs, *, resolved_yaml: str, overrides: Sequen
 
     Raises UserError for what only shows now: damaged checkpoints, a schedule that differs from the stored one.
     """
+    degrees = parallel_degrees(cfg, world_size_from_env())
+    if cfg.training.deterministic:
+        make_deterministic()
     with joined_world(
         cfg.training.device.value,
-        needs_group=cfg.parallelism.layout is Layout.fsdp,
+        needs_group=degrees.fsdp,
         timeout_seconds=cfg.parallelism.timeout_seconds,
     ) as world:
-        signal_number = Runner(cfg, inputs, world).run(resolved_yaml, overrides)
+        signal_number = Runner(cfg, inputs, world, degrees).run(resolved_yaml, overrides)
     if signal_number:
         sys.exit(128 + signal_number)
 
@@ -69,17 +76,16 @@ def run(cfg: RunConfig, inputs: Inputs, *, resolved_yaml: str, overrides: Sequen
 class Runner:
     """One run in one process of the world."""
 
-    def __init__(self, cfg: RunConfig, inputs: Inputs, world: World) -> None:
+    def __init__(self, cfg: RunConfig, inputs: Inputs, world: World, degrees: Degrees) -> None:
         self.cfg = cfg
         self.inputs = inputs
         self.world = world
-        self.data_parallel_size = data_parallel_degree(cfg, world.size)
+        self.layout = build_layout(degrees, rank=world.rank, device=world.device)
         self.accumulation_steps = accumulation_steps(
-            cfg.training.local_batch_size, cfg.training.global_batch_size, self.data_parallel_size
+            cfg.training.local_batch_size, cfg.training.global_batch_size, degrees.data_parallel
         )
-        self.sharded = cfg.parallelism.layout is Layout.fsdp
         self.dtype = compute_dtype(cfg.training.dtype, world.device)
-        self.autocast = autocast_factory(self.dtype, world.device, sharded=self.sharded)
+        self.autocast = autocast_factory(self.dtype, world.device, sharded=degrees.fsdp)
         self.console = Console()
         self.began = time.monotonic()
 
@@ -98,19 +104,18 @@ class Runner:
             train_data, valid_data = build_data(
                 self.cfg,
                 self.inputs,
-                self.world,
-                data_parallel_size=self.data_parallel_size,
+                rank=self.layout.data_parallel_rank,
+                data_parallel_size=self.layout.data_parallel_size,
                 accumulation_steps=self.accumulation_steps,
             )
             directory = self._make_directory(resolved_yaml, overrides)
             logs.open_file(directory.log(self.world.rank))
-            with StopRequest(announces=self.world.is_main) as stop:
-                return self._train(model, arch, schedule, train_data, valid_data, directory, stop)
-        except Exception as error:
+            return self._train(model, arch, schedule, train_data, valid_data, directory)
+        except (Exception, Interrupted) as error:
             logs.leave_console()  # the command line prints the error itself
             logger.error("the run ends: %s", error)
-            if directory is not None and self.world.is_main:
-                directory.update_facts(status="failed")
+            if directory is not None:
+                self._note(directory, status="stopped" if isinstance(error, Interrupted) else "failed")
             raise
         finally:
             logs.close()
@@ -123,63 +128,92 @@ class Runner:
         train_data: JsonlTaggedPackedDataset,
         valid_data: JsonlTaggedPackedDataset | None,
         directory: RunDirectory,
-        stop: StopRequest,
     ) -> int:
         cfg, world = self.cfg, self.world
-        fill_model(model, cfg, world, dtype=self.dtype, sharded=self.sharded)
+        wrapped = spread_model(model, cfg, self.layout, dtype=self.dtype)
         applier = ScheduleApplier(optimizer_from_config(cfg.optimizer, model), schedule)
         for line in applier.describe_groups():
             logger.info("optimizer group %s", line)
-        checkpointer = Checkpointer(directory.checkpoints, keep_latest_k=cfg.checkpoint.keep_latest_k)
-        progress = restore(cfg, checkpointer, model, applier, train_data)
-        metrics = build_metrics(cfg, directory, world, self.console, resume_step=progress.step)
-        validator = self._build_validator(valid_data)
-        trainer = Trainer(
-            model=model,
-            applier=applier,
-            batches=build_batches(cfg, self.inputs, train_data, world, position=progress.position),
-            plan=self._build_plan(),
-            progress=progress,
-            hooks=Hooks(
-                validate=partial(self._validate, validator, model, metrics),
-                save=partial(self._save, checkpointer, directory, model, applier, train_data),
-            ),
-            metrics=metrics,
-            throughput=build_throughput(cfg, arch, world, dtype=self.dtype),
-            stop=stop,
-            world=world,
-            data_parallel_size=self.data_parallel_size,
+        gradients = GradientComputer(
+            wrapped,
+            layout=self.layout,
+            max_norm=cfg.training.max_norm,
+            seed=cfg.training.seed,
             autocast=self.autocast,
-            locate=partial(_locate, train_data),
+            activity=world.peers.activity,
         )
-        exit_code = 1
-        try:
-            signal_number = trainer.train()
-            if not signal_number:
-                self._keep_result(directory, trainer, model)
-            exit_code = 0
-        finally:
-            metrics.close(exit_code)
-        if world.is_main:
-            directory.update_facts(status="stopped" if signal_number else "finished", step=progress.step)
+        with ExitStack() as stack:
+            checkpoints = stack.enter_context(RunCheckpoints(cfg, directory, world, model, applier, train_data))
+            progress = checkpoints.restore()
+            # From here on there is something to keep.
+            stop = stack.enter_context(StopRequest(announces=world.is_main, is_lost=world.peers.are_lost))
+            metrics = build_metrics(cfg, directory, world, self.console, resume_step=progress.step)
+            validator = self._build_validator(valid_data, gradients, stop)
+            trainer = Trainer(
+                gradients=gradients,
+                applier=applier,
+                batches=build_batches(cfg, self.inputs, train_data, world, position=progress.position),
+                plan=self._build_plan(),
+                anomalies=self._build_anomaly_policy(),
+                progress=progress,
+                hooks=Hooks(
+                    validate=partial(_validate, validator, model, metrics),
+                    is_validated=partial(_is_validated, world, directory),
+                    save=checkpoints.save,
+                    rewind=partial(checkpoints.rewind, metrics),
+                    describe=partial(_describe, train_data),
+                ),
+                metrics=metrics,
+                throughput=build_throughput(cfg, arch, world, dtype=self.dtype),
+                stop=stop,
+                world=world,
+            )
+            exit_code = 1
+            try:
+                signal_number = trainer.train()
+                checkpoints.keep_last(progress, trainer.kept, is_finished=not signal_number)
+                exit_code = 0
+            finally:
+                metrics.close(exit_code)
+            self._close(directory, trainer, validator, signal_number)
+        return signal_number
+
+    def _close(
+        self, directory: RunDirectory, trainer: Trainer, validator: Validator | None, signal_number: int
+    ) -> None:
+        """Say how the run ended, in its directory and to whoever watches."""
+        step = trainer.progress.step
+        self._note(directory, status="stopped" if signal_number else "finished", step=step)
         if signal_number:
             again = f"the same command with run_name={directory.name} continues"
-            logger.info("stopped by signal %d after step %d; %s", signal_number, progress.step, again)
-        elif world.is_main:
+            logger.info("stopped by signal %d after step %d; %s", signal_number, step, again)
+        elif self.world.is_main:
             finish_report(
                 directory,
-                milestones=applier.schedule.milestones,
+                milestones=trainer.applier.schedule.milestones,
                 unigram_entropy=validator.unigram_entropy if validator else None,
-                hf_export=directory.hf_export(progress.step),
+                hf_export=directory.hf_export(step),
                 wall_seconds=time.monotonic() - self.began,
             )
-        return signal_number
+
+    def _note(self, directory: RunDirectory, **facts: Any) -> None:
+        """In run.json how the run ended, which a full disk must not hide."""
+        if self.world.is_main:
+            try:
+                directory.update_facts(**facts)
+            except OSError as error:
+                logger.warning("%s does not say so: %s", directory.facts, error)
 
     def _make_directory(self, resolved_yaml: str, overrides: Sequence[str]) -> RunDirectory:
         name = self.world.broadcast(self.cfg.run_name or new_run_name(self.cfg.description))
         directory = RunDirectory(Path(self.cfg.paths.runs).expanduser().absolute() / name)
         if self.world.is_main:
-            directory.root.mkdir(parents=True, exist_ok=True)
+            try:
+                directory.root.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"paths.runs={self.cfg.paths.runs}: {error}; give a folder that can be written"
+                ) from error
             directory.write_config(resolved_yaml, overrides)
             run_id = directory.read_facts().get("run_id") or secrets.token_hex(8)
             directory.update_facts(
@@ -195,16 +229,19 @@ class Runner:
         logger.info("run directory: %s", directory.root)
         return directory
 
-    def _build_validator(self, data: JsonlTaggedPackedDataset | None) -> Validator | None:
+    def _build_validator(
+        self, data: JsonlTaggedPackedDataset | None, gradients: GradientComputer, stop: StopRequest
+    ) -> Validator | None:
         if data is None:
             return None
         steps = self.cfg.validation.steps
         return Validator(
             data,
-            device=self.world.device,
+            layout=self.layout,
             vocab_size=self.cfg.model.vocab_size,
             max_batches=None if steps == -1 else steps,
             autocast=self.autocast,
+            stop_agreed=lambda: gradients.agree_on_signal(stop.signal) > 0,
         )
 
     def _build_plan(self) -> Plan:
@@ -212,66 +249,38 @@ class Runner:
         return Plan(
             steps=cfg.training.steps,
             accumulation_steps=self.accumulation_steps,
-            max_norm=cfg.training.max_norm,
             log_freq=cfg.metrics.log_freq,
             validation_freq=cfg.validation.freq if cfg.validation.enable else 0,
             checkpoint_interval=cfg.checkpoint.interval if cfg.checkpoint.enable else 0,
             snapshot_lrs=tuple(cfg.checkpoint.at_lr),
-            seed=cfg.training.seed,
         )
 
-    # What the loop calls.
+    def _build_anomaly_policy(self) -> AnomalyPolicy:
+        training = self.cfg.training
+        return AnomalyPolicy(
+            action=training.anomaly,
+            limit=training.max_anomalies,
+            spike_sigmas=training.spike_sigmas,
+            spike_window=training.spike_window,
+        )
 
-    def _validate(
-        self, validator: Validator | None, model: Qwen3ForPretraining, metrics: MetricsLogger, step: int
-    ) -> None:
-        if validator is not None:
-            metrics.log({"kind": "validation", "step": step, **validator.evaluate(model)})
 
-    def _save(
-        self,
-        checkpointer: Checkpointer,
-        directory: RunDirectory,
-        model: Qwen3ForPretraining,
-        applier: ScheduleApplier,
-        data: JsonlTaggedPackedDataset,
-        progress: Progress,
-        kept: frozenset[int],
-    ) -> bool:
-        """Checkpoint, and export where that is wanted. False, on every rank, where storage failed."""
-        step = progress.step
-        checkpointer.milestones = kept
-        state = saved_state(self.cfg, progress, applier, data)
-        try:
-            checkpointer.save(step, model=model, optimizer=applier.optimizer, state=state)
-        except CheckpointSaveError as error:
-            logger.error("the run goes on and saves again at the next checkpoint: %s", error)
-            return False
-        policy = self.cfg.checkpoint.hf_export
-        is_milestone = step in applier.schedule.milestones
-        if policy is HfExport.every or (policy is HfExport.milestones and is_milestone):
-            self._export(directory, model, step)
+def _validate(validator: Validator | None, model: Qwen3ForPretraining, metrics: MetricsLogger, step: int) -> bool:
+    """Whether it came to its end."""
+    if validator is None:
         return True
-
-    def _export(self, directory: RunDirectory, model: Qwen3ForPretraining, step: int) -> None:
-        target = directory.hf_export(step)
-        export_hf(model, self.cfg.data.tokenizer, target, is_writer=self.world.is_main)
-        self.world.barrier()
-        logger.info("hf export: %s", target)
-
-    def _keep_result(self, directory: RunDirectory, trainer: Trainer, model: Qwen3ForPretraining) -> None:
-        """The last step is saved and exported, also where data ended early or nothing was left to train.
-
-        Raises CheckpointSaveError on every rank where the last step cannot be saved.
-        """
-        step = trainer.progress.step
-        if self.cfg.checkpoint.enable and trainer.saved_step != step and not trainer.save():
-            raise CheckpointSaveError(f"step {step}, the last, could not be saved; the log has the reason")
-        # As rank 0 sees it: the export is collective, and a shared file system may tell others later.
-        exported = self.world.broadcast(directory.hf_export(step).exists())
-        if self.cfg.checkpoint.hf_export is not HfExport.never and not exported:
-            self._export(directory, model, step)
+    values = validator.evaluate(model)
+    if values is not None:
+        metrics.log({"kind": "validation", "step": step, **values})
+    return values is not None
 
 
-def _locate(data: JsonlTaggedPackedDataset, batch: Batch) -> list[str]:
-    return [line for unit_ids in batch.unit_ids for line in data.locate(unit_ids)]
+def _is_validated(world: World, directory: RunDirectory, step: int) -> bool:
+    """Whether metrics.jsonl has the validation of this step, as rank 0 sees it."""
+    rows = read_rows(directory.metrics) if world.is_main and directory.metrics.exists() else []
+    return world.broadcast(any((row.get("kind"), row.get("step")) == ("validation", step) for row in rows))
+
+
+def _describe(data: JsonlTaggedPackedDataset, batch: Batch) -> list[str]:
+    """The lines of each sequence of a batch, for people who look for the bad one: `a:1, a:7`."""
+    return [", ".join(data.locate(unit_ids)) for unit_ids in batch.unit_ids]

@@ -3,136 +3,112 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-
+from molgen_pretrain.config.choices import AnomalyAction
 from molgen_pretrain.data.batch import Batch
-from molgen_pretrain.data.plan import Position
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.metrics.logger import MetricsLogger
-from molgen_pretrain.metrics.memory import memory_gib
-from molgen_pretrain.metrics.reduce import reduce_max, reduce_sums
 from molgen_pretrain.metrics.throughput import Throughput
-from molgen_pretrain.model.loss import IGNORE_INDEX
-from molgen_pretrain.optim.optimizer import clip_grad_norm
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.distributed import World
 from molgen_pretrain.schedules import Schedule, WSDAdaptive, decay_crossings
+from molgen_pretrain.training.anomaly import AnomalyError, AnomalyPolicy, Suspect, origin
 from molgen_pretrain.training.plan import Plan, Progress
 from molgen_pretrain.training.preemption import StopRequest
+from molgen_pretrain.training.rows import Interval, train_row
+from molgen_pretrain.training.update import GradientComputer, StepResult
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(UserError):
-    """Loss or gradient of a step is NaN or infinite; the weights are still those of the step before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What the loop calls at certain steps; the runner decides what they do."""
 
-    validate: Callable[[int], None]  # step
-    save: Callable[[Progress, frozenset[int]], bool]  # with the steps whose checkpoints stay; whether it worked
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One update, over all ranks; `max_loss` is None where it was not asked for."""
-
-    loss: float
-    grad_norm: float
-    tokens: int
-    sequences: int
-    positions: int  # tokens and padding
-    padding: int
-    epoch: float
-    stop_signal: int
-    max_loss: float | None
+    validate: Callable[[int], bool]  # step -> whether it came to its end, rather than to a stop
+    is_validated: Callable[[int], bool]  # whether that was done before this process began
+    save: Callable[[Progress, frozenset[int]], float]  # with the steps whose checkpoints stay -> seconds it took
+    rewind: Callable[[Progress], None]  # model, optimizer and progress as at the last good checkpoint
+    describe: Callable[[Batch], list[str]]  # the lines that each sequence of a micro-batch holds
 
 
 class Trainer:
-    """Runs updates from `progress.step` + 1 to `plan.steps`, or to a stop that all ranks agree on."""
+    """Runs updates from `progress.step` + 1 to `plan.steps`, or to a stop that all ranks agree on.
+
+    Whoever calls it saves the last step: `progress` says which that is.
+    """
 
     def __init__(
         self,
         *,
-        model: nn.Module,
+        gradients: GradientComputer,
         applier: ScheduleApplier,
         batches: Iterable[Batch],
         plan: Plan,
+        anomalies: AnomalyPolicy,
         progress: Progress,
         hooks: Hooks,
         metrics: MetricsLogger,
         throughput: Throughput,
         stop: StopRequest,
         world: World,
-        data_parallel_size: int,
-        autocast: Callable[[], AbstractContextManager[object]],
-        locate: Callable[[Batch], list[str]],
     ) -> None:
-        self.model = model
+        self.gradients = gradients
         self.applier = applier
         self.batches = batches
         self.plan = plan
+        self.anomalies = anomalies
         self.progress = progress
         self.hooks = hooks
         self.metrics = metrics
         self.throughput = throughput
         self.stop = stop
         self.world = world
-        self.data_parallel_size = data_parallel_size
-        self.autocast = autocast
-        self.locate = locate
-        self.saved_step: int | None = None  # last one saved by this trainer
-        self._interval_tokens = 0
-        self._interval_positions = 0
-        self._interval_padding = 0
+        self.activity = world.peers.activity
+        self._steps = plan.steps
+        self._interval = Interval()
         self._follow(applier.schedule)
 
     def train(self) -> int:
         """Run to the end. Returns 0, or the number of the signal that stopped the run early.
 
-        Raises NonFiniteLossError on every rank, before the optimizer has moved.
+        Raises AnomalyError on every rank, before the optimizer has moved, where a harmful step may not be survived.
         """
+        if signal := self._catch_up():
+            return signal
         batches = iter(self.batches)
         self.throughput.start()
         while self.progress.step < self.plan.steps:
             step = self.progress.step + 1
-            micro_batches = self._next_micro_batches(batches)
+            micro_batches = self._next_micro_batches(step, batches)
             if not micro_batches:
                 logger.warning("the data ended after step %d of %d (data.infinite=false)", step - 1, self.plan.steps)
                 break
-            result = self._update(step, micro_batches)
-            self._advance(step, result, micro_batches[-1].position)
-            if self.plan.logs_at(step, self._milestones):
-                self._log(step, result)
+            self.applier.prepare(step)
+            is_logged = self.plan.logs_at(step, self._milestones)
+            result = self.gradients.compute(step, micro_batches, stop=self.stop, details=is_logged)
+            if problem := self.anomalies.judge(self.progress, result.loss, result.grad_norm):
+                self._leave_out(step, problem, micro_batches, result)
+                continue
+            self._update(step, result, micro_batches[-1])
+            if is_logged:
+                self._log(step, result, micro_batches[-1])
                 self._decide(step, result.loss)
-            stops = result.stop_signal and step < self.plan.steps  # after the last step there is nothing to stop
-            with self.throughput.paused():
-                if self.plan.validates_at(step, self._milestones) and not stops:
-                    self.hooks.validate(step)
-                if self.plan.saves_at(step, self._kept) or stops:
-                    self.save()
-            if stops:
-                return result.stop_signal
+            if signal := self._between_steps(step, result.stop_signal):
+                return signal
         return 0
 
-    def save(self) -> bool:
-        """Checkpoint the state after the last finished update; False, on every rank, where storage failed."""
-        saved = self.hooks.save(self.progress, self._kept)
-        if saved:
-            self.saved_step = self.progress.step
-        return saved
+    @property
+    def kept(self) -> frozenset[int]:
+        """Steps whose checkpoints stay: milestones, and where a decay reaches certain learning rates."""
+        return self._kept
 
-    def _next_micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
+    def _next_micro_batches(self, step: int, batches: Iterator[Batch]) -> list[Batch]:
         """The micro-batches of one update on this device; empty where the data has ended (on all ranks)."""
+        self.activity.enter(step, "data")
         with self.throughput.waiting():
             found = []
             for _ in range(self.plan.accumulation_steps):
@@ -142,98 +118,96 @@ class Trainer:
                 found.append(batch.to(self.world.device, non_blocking=True))
             return found
 
-    def _update(self, step: int, micro_batches: list[Batch]) -> StepResult:
-        """Forward, backward and optimizer step number `step` on one global batch."""
-        # Whatever randomness a model may come to have depends on the step alone: resuming needs no stored state.
-        torch.manual_seed(_step_seed(self.plan.seed, step, self.world.rank))
-        self.applier.prepare(step)
-        counts = self._count(micro_batches)
-        losses = [
-            self._backward(batch, counts["tokens"], is_last=batch is micro_batches[-1]) for batch in micro_batches
-        ]
-        grad_norm = float(clip_grad_norm(self.model.parameters(), self.plan.max_norm))
-        totals = reduce_sums(
-            {"loss": torch.stack(losses).double().sum(), "stop": float(self.stop.signal > 0)},
-            device=self.world.device,
-        )
-        loss = totals["loss"] / counts["tokens"]
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise self._non_finite(step, loss, grad_norm, micro_batches, losses)
+    def _update(self, step: int, result: StepResult, last: Batch) -> None:
+        """Let the optimizer follow the gradient, and count the step as done."""
+        self.activity.enter(step, "optimizer")
         self.applier.optimizer.step()
         self.applier.optimizer.zero_grad(set_to_none=True)
-        return StepResult(
-            loss=loss,
-            grad_norm=grad_norm,
-            tokens=int(counts["tokens"]),
-            sequences=int(counts["sequences"]),
-            positions=int(counts["positions"]),
-            padding=int(counts["padding"]),
-            epoch=micro_batches[-1].epoch,
-            stop_signal=self._agreed_signal() if totals["stop"] else 0,
-            max_loss=self._max_loss(micro_batches, losses) if self.plan.logs_at(step, self._milestones) else None,
-        )
-
-    def _count(self, micro_batches: list[Batch]) -> dict[str, float]:
-        """Trained tokens, sequences and padding of the global batch; known before the forward, since the
-        gradient of every micro-batch is weighted by the tokens of all."""
-        return reduce_sums(
-            {
-                "tokens": torch.stack([(b.labels != IGNORE_INDEX).sum() for b in micro_batches]).sum(),
-                "sequences": float(sum(b.input_ids.shape[0] for b in micro_batches)),
-                "positions": float(sum(b.input_ids.numel() for b in micro_batches)),
-                "padding": float(sum(b.padding for b in micro_batches)),
-            },
-            device=self.world.device,
-        )
-
-    def _backward(self, batch: Batch, tokens: float, *, is_last: bool) -> Tensor:
-        """Accumulate the gradient of one micro-batch; return its loss sum, detached."""
-        if isinstance(self.model, FSDPModule):
-            # Shards are reduced once, with the last micro-batch.
-            self.model.set_requires_gradient_sync(is_last)
-            self.model.set_is_last_backward(is_last)
-        with self.autocast():
-            loss_sum = self.model(batch.input_ids, batch.labels)
-        # FSDP divides the summed gradient by the ranks; multiplying by them leaves sum / tokens.
-        (loss_sum * (self.data_parallel_size / tokens)).backward()
-        return loss_sum.detach()
-
-    def _advance(self, step: int, result: StepResult, position: Position) -> None:
-        self.progress.step = step
-        self.progress.tokens += result.tokens
-        self.progress.sequences += result.sequences
-        self.progress.position = position.state_dict()
+        progress = self.progress
+        progress.step = step
+        progress.position = last.position.state_dict()
+        progress.tokens += result.tokens
+        progress.sequences += result.sequences
+        progress.truncated_units += result.truncated
+        progress.dropped_units += result.dropped
+        self.anomalies.accept(progress, result.loss, result.grad_norm)
         self.throughput.step()
-        self._interval_tokens += result.tokens
-        self._interval_padding += result.padding
-        self._interval_positions += result.positions
+        self._interval.add(result)
 
-    def _log(self, step: int, result: StepResult) -> None:
-        schedule = self.applier.schedule
-        row = {
-            "kind": "train",
-            "step": step,
-            "loss": result.loss,
-            "max_loss": result.max_loss,
-            "grad_norm": result.grad_norm,
-            "lr": schedule.lr(step),
-            "weight_decay": schedule.weight_decay(step),
-            "phase": schedule.phase(step).value,
-            **self._group_rates(step),
-            "epoch": result.epoch,
-            "tokens": self.progress.tokens,
-            "sequences": self.progress.sequences,
-            "padding_frac": self._interval_padding / self._interval_positions,
-            **self.throughput.read(self._interval_tokens),
-            "memory_gib": memory_gib(self.world.device),
-        }
-        self.metrics.log(row)
-        self._interval_tokens = self._interval_padding = self._interval_positions = 0
+    def _catch_up(self) -> int:
+        """The validation that a stop has kept from its end. Returns the signal that does so again, or 0."""
+        progress = self.progress
+        # Done already where it was caught up with once before, and then the process was killed.
+        progress.validation_is_due = progress.validation_is_due and not self.hooks.is_validated(progress.step)
+        return self._validate(progress.step) if progress.validation_is_due else 0
 
-    def _group_rates(self, step: int) -> dict[str, float]:
-        """`lr/<group>` of each parameter group, where there are several."""
-        values = self.applier.group_values(step)
-        return {f"lr/{name}": lr for name, (lr, _) in values.items()} if len(values) > 1 else {}
+    def _between_steps(self, step: int, stop_signal: int) -> int:
+        """Validation and checkpoint, where they are due. Returns the signal that ends the run here, or 0."""
+        self.progress.validation_is_due = self.plan.validates_at(step, self._milestones)
+        with self.throughput.paused():
+            if self.progress.validation_is_due and not stop_signal:
+                stop_signal = self._validate(step)
+            if self.plan.saves_at(step, self._kept):
+                self._interval.stall_seconds += self.hooks.save(self.progress, self._kept)
+        # After the last step only its validation is left to stop.
+        return stop_signal if step < self.plan.steps or self.progress.validation_is_due else 0
+
+    def _validate(self, step: int) -> int:
+        """Returns the signal that has cut it short, or 0."""
+        self.activity.enter(step, "validation")
+        is_done = self.hooks.validate(step)
+        self.progress.validation_is_due = not is_done
+        return 0 if is_done else self.gradients.agree_on_signal(self.stop.signal)
+
+    def _log(self, step: int, result: StepResult, last: Batch) -> None:
+        self.metrics.log(
+            {
+                **train_row(step, result, last, self.applier, self.progress),
+                **self._interval.take(self.throughput, self.world.device),
+            }
+        )
+
+    def _leave_out(self, step: int, problem: str, micro_batches: list[Batch], result: StepResult) -> None:
+        """Go on without a harmful batch: its gradient is dropped, the optimizer has not moved.
+
+        Raises AnomalyError, on every rank, where that is not wanted or has been done too often.
+        """
+        self.applier.optimizer.zero_grad(set_to_none=True)
+        policy, progress = self.anomalies, self.progress
+        blame = f"step {step}: {problem}. {self._origin(micro_batches, result)}"
+        if policy.action is AnomalyAction.stop:
+            self._stop(f"{blame}; stopped before the optimizer moved, the weights are those of step {step - 1}")
+        if progress.anomalies >= policy.limit:
+            self._stop(f"{blame}; training.max_anomalies={policy.limit}: this is one more, the run ends")
+        progress.anomalies += 1
+        progress.position = micro_batches[-1].position.state_dict()
+        number = f"anomaly {progress.anomalies} of at most {policy.limit}"
+        logger.warning("%s; %s: the batch is left out, the optimizer untouched", blame, number)
+        if policy.action is AnomalyAction.rewind:
+            self.hooks.rewind(progress)
+            self._follow(self.applier.schedule)
+
+    def _origin(self, micro_batches: list[Batch], result: StepResult) -> str:
+        """Where a global batch stands in the order, and the lines of those of its micro-batches that look worst."""
+        end = micro_batches[-1].position.sequences
+        suspects = [
+            Suspect(float(loss), self.hooks.describe(batch))
+            for batch, loss in zip(micro_batches, result.micro_losses, strict=True)
+        ]
+        found = [suspect for of_rank in self.world.gather(suspects) for suspect in of_rank]
+        return (
+            f"The global batch is sequences {end - result.sequences} to {end - 1} of the order, from 0."
+            f" The batch came from: {origin(found)}"
+        )
+
+    def _stop(self, reason: str) -> NoReturn:
+        """End the run on every rank, with the state kept that the harmful step has found."""
+        try:
+            if self.progress.step:
+                self.hooks.save(self.progress, self._kept)
+        except UserError as trouble:  # with storage: not what the run ends for
+            logger.error("%s", trouble)
+        raise AnomalyError(reason)
 
     def _decide(self, step: int, loss: float) -> None:
         """Let an adaptive schedule begin its decay after this step; every rank sees the same losses."""
@@ -248,41 +222,8 @@ class Trainer:
     def _follow(self, schedule: Schedule) -> None:
         """Train by `schedule` from the next update on; a decay that was decided early ends the run early."""
         self.applier.schedule = schedule
-        if isinstance(schedule, WSDAdaptive) and schedule.decay_start is not None:
-            self.plan = replace(self.plan, steps=min(self.plan.steps, schedule.milestones[-1]))
+        is_decided = isinstance(schedule, WSDAdaptive) and schedule.decay_start is not None
+        steps = min(self._steps, schedule.milestones[-1]) if is_decided else self._steps
+        self.plan = replace(self.plan, steps=steps)
         self._milestones = frozenset(schedule.milestones)
         self._kept = self._milestones.union(decay_crossings(schedule, self.plan.snapshot_lrs, self.plan.steps))
-
-    def _max_loss(self, micro_batches: list[Batch], losses: list[Tensor]) -> float:
-        """Highest mean loss of any micro-batch on any rank: one bad batch shows here before it does in loss."""
-        means = [
-            loss / (batch.labels != IGNORE_INDEX).sum().clamp(min=1)
-            for batch, loss in zip(micro_batches, losses, strict=True)
-        ]
-        return reduce_max({"max_loss": torch.stack(means).max()}, device=self.world.device)["max_loss"]
-
-    def _agreed_signal(self) -> int:
-        return int(reduce_max({"signal": float(self.stop.signal)}, device=self.world.device)["signal"])
-
-    def _non_finite(
-        self, step: int, loss: float, grad_norm: float, micro_batches: list[Batch], losses: list[Tensor]
-    ) -> NonFiniteLossError:
-        """The error with the lines of the batches at fault: those with a bad loss, or all if none has one."""
-        broken = [b for b, value in zip(micro_batches, losses, strict=True) if not torch.isfinite(value)]
-        found = self.world.gather((bool(broken), [self.locate(b) for b in broken or micro_batches]))
-        anywhere = any(is_broken for is_broken, _ in found)
-        lines = [
-            line
-            for is_broken, batches in found
-            if is_broken or not anywhere
-            for batch_lines in batches
-            for line in batch_lines
-        ]
-        return NonFiniteLossError(
-            f"step {step}: loss is {loss}, gradient norm {grad_norm}; stopped before the optimizer moved, "
-            f"the weights are those of step {step - 1}. The batch came from: {', '.join(lines)}"
-        )
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63

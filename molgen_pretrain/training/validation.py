@@ -14,61 +14,87 @@ from torch import Tensor, nn
 from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.metrics.reduce import reduce_sums
 from molgen_pretrain.model.loss import IGNORE_INDEX
+from molgen_pretrain.parallel.layout import Layout
+from molgen_pretrain.training.class_loss import class_counts, class_row, named_sums
 
 
 class Validator:
     """Evaluates a model on a finite, unshuffled split in which every rank has as many batches.
 
-    `max_batches` bounds the batches per rank; None takes the whole split.
+    `max_batches` bounds the batches per rank; None takes the whole split. `stop_agreed` is collective and asked
+    after each batch.
     """
 
     def __init__(
         self,
         batches: Iterable[Batch],
         *,
-        device: torch.device,
+        layout: Layout,
         vocab_size: int,
         max_batches: int | None,
         autocast: Callable[[], AbstractContextManager[object]],
+        stop_agreed: Callable[[], bool],
     ) -> None:
         self._batches = batches
-        self._device = device
+        self._device = layout.device
         self._vocab_size = vocab_size
         self._max_batches = max_batches
+        self._weight = 1 if layout.counts_data else 0  # tensor-parallel ranks see the same batches
         self._autocast = autocast
+        self._stop_agreed = stop_agreed
         self.unigram_entropy: float | None = None
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """loss (nats per token over the split), perplexity, tokens, seconds; also the split's unigram entropy.
+    def evaluate(self, model: nn.Module) -> dict[str, float] | None:
+        """loss (nats per token over the split), perplexity, tokens, seconds; also the split's unigram entropy, and
+        the losses by token class where batches have classes. None where a stop was agreed on before the end.
 
         Collective: every rank calls it at the same step.
         """
         began = time.perf_counter()
         model.eval()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        tokens = torch.zeros((), dtype=torch.int64, device=self._device)
-        counts = torch.zeros(self._vocab_size, dtype=torch.int64, device=self._device)
-        for batch in itertools.islice(self._batches, self._max_batches):
-            batch = batch.to(self._device, non_blocking=True)
-            with self._autocast():
-                loss_sum += model(batch.input_ids, batch.labels).double()
-            targets = batch.labels[batch.labels != IGNORE_INDEX]
-            tokens += targets.numel()
-            if self.unigram_entropy is None:
-                counts += torch.bincount(targets, minlength=self._vocab_size)
-        model.train()
-        if self.unigram_entropy is None:
-            self.unigram_entropy = _entropy(counts)
-        sums = reduce_sums({"loss": loss_sum, "tokens": tokens}, device=self._device)
-        loss = sums["loss"] / sums["tokens"]
+        try:
+            sums = self._sum_up(model)
+        finally:
+            model.train()
+        if sums is None:
+            return None
+        totals = reduce_sums({name: value * self._weight for name, value in sums.items()}, device=self._device)
+        loss = totals["loss"] / totals["tokens"]
+        assert self.unigram_entropy is not None  # of the first time through
         return {
             "loss": loss,
             "perplexity": float(torch.tensor(loss, dtype=torch.float64).exp()),
-            "tokens": int(sums["tokens"]),
+            "tokens": int(totals["tokens"]),
             "unigram_entropy": self.unigram_entropy,
+            **(class_row(totals, totals) if len(totals) > 2 else {}),
             "seconds": time.perf_counter() - began,
         }
+
+    def _sum_up(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """This rank's sums by name, float64 scalars; None where a stop was agreed on."""
+        sums: dict[str, Tensor] = {}
+        token_counts = torch.zeros(self._vocab_size, dtype=torch.int64, device=self._device)
+        for batch in itertools.islice(self._batches, self._max_batches):
+            batch = batch.to(self._device, non_blocking=True)
+            for name, value in self._batch_sums(model, batch).items():
+                sums[name] = sums[name] + value if name in sums else value
+            if self.unigram_entropy is None:
+                targets = batch.labels[batch.labels != IGNORE_INDEX]
+                token_counts += torch.bincount(targets, minlength=self._vocab_size)
+            if self._stop_agreed():
+                return None
+        if self.unigram_entropy is None:
+            self.unigram_entropy = _entropy(token_counts * self._weight)
+        return sums
+
+    def _batch_sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        with self._autocast():
+            losses = model(batch.input_ids, batch.labels, batch.position_ids, batch.token_classes)
+        sums = {"loss": losses.total.double(), "tokens": (batch.labels != IGNORE_INDEX).sum()}
+        if losses.by_class is not None:
+            sums |= named_sums("loss", [losses.by_class]) | named_sums("tokens", [class_counts(batch)])
+        return sums
 
 
 def _entropy(counts: Tensor) -> float:

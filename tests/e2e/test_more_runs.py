@@ -68,14 +68,3 @@ def _few_lines(folder: Path) -> Path:
     path = folder / "few.jsonl"
     path.write_bytes(b"".join(lines[:40]))
     return path
-
-
-def test_failed_saves_cost_no_step_but_the_last_one_is_an_error(app, tiny) -> None:
-    folder = app.folder / "runs" / "unsaved"
-    folder.mkdir(parents=True)
-    (folder / "checkpoint").write_text("a file where the folder should be")
-    output, run = app.run(*tiny, "validation.enable=false", "run_name=unsaved", code=1)
-    assert list(run.rows()) == list(range(1, 41))
-    assert run.log.count("the run goes on and saves again") == 7  # 8, 16, 20, 24, 32, 40, and 40 once more
-    assert "step 40, the last, could not be saved" in output
-    assert run.facts["status"] == "failed"

@@ -29,7 +29,7 @@ def test_sigterm_and_ctrl_c_save_and_exit(app, tiny, whole, by: signal.Signals) 
     code, output, run = app.interrupt(*tiny, name, after_step=10, by=by)
     assert code == 128 + by
     assert "Traceback" not in output
-    assert f"signal {by.value}: saving after this step" in output
+    assert f"signal {by.value}: stopping after this step" in output
     stopped_at = run.steps_saved()[-1]
     assert list(run.rows())[-1] == stopped_at
     assert run.facts["status"] == "stopped"
@@ -85,3 +85,30 @@ def test_damage_falls_back_to_the_older_checkpoint(app, tiny) -> None:
     assert shard.name in output
     assert "start: after step 8" in output
     assert run.curve(*EXACT) == before
+
+
+def test_kills_within_background_saves_leave_the_weights_of_a_run_that_saves_in_the_foreground(
+    faulty, tiny, whole
+) -> None:
+    """At the first file, the manifest and after the rename; the weights are those of saves in the foreground."""
+    _, untouched = whole
+    options = (*tiny, "checkpoint.async_mode=async", "run_name=killed")
+    for sync, committed in ((1, []), (7 + 5, [8]), (7 + 7, [8, 16, 20])):  # seven of each save
+        fault = ("killed_in_background_save", {"sync": sync})
+        _, run = faulty.run(*options, faults=[fault], code=-signal.SIGKILL)
+        assert run.steps_saved() == committed
+    output, run = faulty.run(*options)
+    assert "start: after step 20 of" in output
+    assert run.curve(*EXACT) == untouched.curve(*EXACT)
+    assert run.steps_saved() == untouched.steps_saved()
+    for step in run.steps_saved():
+        mine, theirs = (r.root / "checkpoint" / f"step-{step:08d}" / "rank-00000.safetensors" for r in (run, untouched))
+        assert mine.read_bytes() == theirs.read_bytes()
+    stalls = {step for step, row in run.rows().items() if step > 20 and row["checkpoint_stall_seconds"]}
+    assert stalls == {25, 33}
+
+
+def test_deterministic_changes_no_bit_on_a_cpu(faulty, tiny, whole) -> None:
+    _, untouched = whole
+    _, run = faulty.run(*tiny, "training.deterministic=true")
+    assert run.curve(*EXACT) == untouched.curve(*EXACT)

@@ -8,13 +8,13 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from molgen_pretrain.config.choices import InitMode
 from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.messages import explain
 from molgen_pretrain.config.plain import build_schedule
-from molgen_pretrain.config.choices import InitMode
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.config.store import conf_dir, group_choices
-from molgen_pretrain.config.validate import validate
+from molgen_pretrain.config.validate import parallel_degrees, validate
 from molgen_pretrain.errors import UserError
 
 GROUPS = sorted(p.name for p in conf_dir().iterdir() if p.is_dir() and p.name not in {"hydra", "experiment"})
@@ -44,7 +44,7 @@ def message_of(*overrides: str, world_size: int = 1) -> str:
 def test_every_choice_composes_and_is_valid(choice: str) -> None:
     extra = ["init.from=somewhere"] if choice == "init=resume" else []
     cfg = composed(choice, *extra)
-    validate(cfg, world_size=1)
+    validate(cfg, world_size=2 if choice in ("parallelism=hsdp", "parallelism=fsdp_tp") else 1)
     group, _, name = choice.partition("=")
     section = getattr(cfg, group)
     for key, value in yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text()).items():
@@ -127,6 +127,10 @@ def test_init_from_becomes_source() -> None:
         (["model.num_key_value_heads=3"], ["model.num_attention_heads=4: must be a multiple"]),
         (["validation.steps=0"], ["validation.steps=0: must be -1"]),
         (["data.valid_path=null"], ["data.valid_path=null", "validation.enable=false"]),
+        (["parallelism.data_parallel_shard_degree=0"], ["shard_degree=0: must be at least 1, or -1"]),
+        (["parallelism.tensor_parallel_degree=-1"], ["tensor_parallel_degree=-1: must be at least 1"]),
+        (["parallelism=fsdp", "parallelism.data_parallel_replicate_degree=-1"], ["give one of them"]),
+        (["parallelism.cpu_offload=true"], ["parallelism.cpu_offload=true", "data_parallel_shard_degree=-1"]),
         (["run_name=a/b"], ["run_name=a/b: must be one folder name"]),
     ],
 )
@@ -144,12 +148,49 @@ def test_all_violations_in_one_message() -> None:
     ]
 
 
-def test_world_size_and_layout_must_agree() -> None:
-    assert "use parallelism=fsdp" in message_of(world_size=2)
-    assert "must be the number of processes, 2" in message_of(
-        "parallelism=fsdp", "parallelism.data_parallel_shard_degree=4", world_size=2
+def test_degrees_must_multiply_to_the_world_size() -> None:
+    single = message_of(world_size=2)
+    assert "use parallelism=fsdp" in single
+    assert "legal degrees: 1 x 2 x 1, 2 x 1 x 1, 1 x 1 x 2" in single
+    wrong = message_of("parallelism=fsdp", "parallelism.data_parallel_shard_degree=4", world_size=6)
+    assert "1 x 4 x 1 is not the number of processes: 6 processes were started" in wrong
+    # Two heads of keys and values: two tensor-parallel ranks at most.
+    assert "legal: 1 x 6 x 1, 2 x 3 x 1, 3 x 2 x 1, 6 x 1 x 1, 1 x 3 x 2, 3 x 1 x 2; " in wrong
+    assert "2 x -1 x 2 is not" in message_of(
+        "parallelism=fsdp_tp", "parallelism.data_parallel_replicate_degree=2", world_size=6
     )
-    validate(composed("parallelism=fsdp", "training.global_batch_size=32"), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "expected"),
+    [
+        (["parallelism=fsdp"], 1, (1, 1, 1, True)),
+        (["parallelism=single"], 1, (1, 1, 1, False)),
+        (["parallelism=fsdp"], 8, (1, 8, 1, True)),
+        (["parallelism=ddp"], 8, (8, 1, 1, False)),
+        (["parallelism=hsdp"], 8, (2, 4, 1, True)),
+        (["parallelism=fsdp_tp"], 8, (1, 4, 2, True)),
+        (["parallelism=hsdp", "parallelism.tensor_parallel_degree=2"], 8, (2, 2, 2, True)),
+        (["parallelism.tensor_parallel_degree=2"], 2, (1, 1, 2, True)),
+    ],
+)
+def test_choices_of_parallelism(overrides: list[str], world_size: int, expected: tuple[int, int, int, bool]) -> None:
+    cfg = composed(*overrides, "training.local_batch_size=1")
+    validate(cfg, world_size)
+    assert dataclasses.astuple(parallel_degrees(cfg, world_size)) == expected
+
+
+def test_tensor_parallel_ranks_have_whole_heads() -> None:
+    message = message_of("parallelism=fsdp_tp", "parallelism.tensor_parallel_degree=4", world_size=4)
+    assert message == (
+        "parallelism.tensor_parallel_degree=4: must divide model.num_key_value_heads=2; legal for this model: 1, 2"
+    )
+
+
+def test_the_batch_is_divided_among_data_parallel_ranks_alone() -> None:
+    overrides = ["parallelism=fsdp_tp", "training.local_batch_size=4", "training.global_batch_size=12"]
+    assert "data-parallel degree (2) = 8; nearest legal: 8 or 16" in message_of(*overrides, world_size=4)
+    assert validate(composed(*overrides), world_size=2) is None
 
 
 def test_errors_of_the_program_are_not_explained_away() -> None:
