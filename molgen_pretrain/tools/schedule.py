@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from molgen_pretrain.config.messages import explain
 from molgen_pretrain.config.schema import world_size_from_env
-from molgen_pretrain.errors import UserError
+from molgen_pretrain.tools.command_line import run_reporting, write_files
 from molgen_pretrain.tools.schedule_picture import draw_plans
 from molgen_pretrain.tools.schedule_plan import RunPlan, overlaid, plan_run
 from molgen_pretrain.tools.schedule_report import report
@@ -35,17 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    try:
-        plans = build_plans(options, overrides)
-        for part in report(plans):
-            console.print(part, soft_wrap=True)
-        write_files(plans, {options.png: draw_plans, options.csv: write_csv}, console)
-    except Exception as error:
-        message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
-            raise
-        print("\n".join(f"error: {line}" for line in message.splitlines()), file=sys.stderr)
-        return 1
+    return run_reporting(lambda: show(options, overrides, console), explain)
+
+
+def show(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """The report on `console`, then the files."""
+    plans = build_plans(options, overrides)
+    for part in report(plans):
+        console.print(part, soft_wrap=True)
+    write_files(plans, {options.png: draw_plans, options.csv: write_csv}, console)
     return 0
 
 
@@ -84,20 +81,6 @@ def build_plans(options: argparse.Namespace, overrides: list[str]) -> list[RunPl
         plan_run(items, label=label, world_size=options.world_size, config_dir=options.config_dir)
         for items, label in zip(lists, labels, strict=True)
     ]
-
-
-def write_files(
-    plans: Sequence[RunPlan], writers: Mapping[Path | None, Callable[[Sequence[RunPlan], Path], None]], console: Console
-) -> None:
-    """Each file that was asked for (None: was not), named as it is written."""
-    for path, write in writers.items():
-        if path is None:
-            continue
-        try:
-            write(plans, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-        console.print(f"written: {path}", markup=False)
 
 
 def write_csv(plans: Sequence[RunPlan], path: Path) -> None:

@@ -12,7 +12,7 @@ from molgen_pretrain.config.batch import accumulation_steps
 from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.plain import build_schedule
 from molgen_pretrain.config.schema import RunConfig
-from molgen_pretrain.config.validate import data_parallel_degree, validate
+from molgen_pretrain.config.validate import parallel_degrees, validate
 from molgen_pretrain.metrics.formats import format_percent
 from molgen_pretrain.schedules import PhaseSpan, Schedule, Window
 
@@ -64,7 +64,7 @@ def plan_run(overrides: Sequence[str], *, label: str, world_size: int = 1, confi
     """
     cfg = compose_run(overrides, config_dir)
     validate(cfg, world_size)
-    degree = data_parallel_degree(cfg, world_size)
+    degree = parallel_degrees(cfg, world_size).data_parallel
     batch = cfg.training.local_batch_size * degree
     batch *= accumulation_steps(cfg.training.local_batch_size, cfg.training.global_batch_size, degree)
     return RunPlan(

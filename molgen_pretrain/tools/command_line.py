@@ -1,0 +1,40 @@
+"""What the tools have in common: mistakes are reported as the application reports them, files are named."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from molgen_pretrain.errors import UserError, error_lines
+
+T = TypeVar("T")
+
+
+def run_reporting(action: Callable[[], int], explain: Callable[[Exception], str | None]) -> int:
+    """The action's exit code; 1 for a mistake of the user's, whose message `explain` finds. HYDRA_FULL_ERROR=1 shows
+    the trace instead."""
+    try:
+        return action()
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
+            raise
+        print(error_lines(message), file=sys.stderr)
+        return 1
+
+
+def write_files(content: T, writers: Mapping[Path | None, Callable[[T, Path], None]], console: Console) -> None:
+    """Each file that was asked for (None: was not), named as it is written. Raises UserError where it cannot be."""
+    for path, write in writers.items():
+        if path is None:
+            continue
+        try:
+            write(content, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
