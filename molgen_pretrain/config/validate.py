@@ -13,7 +13,7 @@ from molgen_pretrain.config.optimizer_schema import AdamConfig, MuonConfig, Opti
 from molgen_pretrain.config.plain import build_schedule, resume_policy, source_names
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.errors import UserError
-from molgen_pretrain.parallel.degrees import Degrees, resolve_degrees, tensor_degree_problems
+from molgen_pretrain.parallel.degrees import Degrees, resolve_degrees, tensor_degree_problems, uneven_rows_problems
 from molgen_pretrain.schedules import ScheduleError
 
 
@@ -165,6 +165,16 @@ def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:
         num_attention_heads=cfg.model.num_attention_heads,
         num_key_value_heads=cfg.model.num_key_value_heads,
         intermediate_size=cfg.model.intermediate_size,
+    )
+    model = cfg.model
+    yield from uneven_rows_problems(
+        degrees,
+        {
+            "model.vocab_size": model.vocab_size,
+            "model.intermediate_size": model.intermediate_size,
+            "model.num_attention_heads*head_dim": model.num_attention_heads * model.head_dim,
+            "model.num_key_value_heads*head_dim": model.num_key_value_heads * model.head_dim,
+        },
     )
     if cfg.parallelism.cpu_offload and not degrees.fsdp:
         yield (

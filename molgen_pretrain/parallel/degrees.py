@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from molgen_pretrain.errors import UserError
@@ -80,6 +81,23 @@ def tensor_degree_problems(
         f"legal for this model: {', '.join(legal)}"
         for name, size in sizes.items()
         if tensor >= 1 and size % tensor
+    ]
+
+
+def uneven_rows_problems(degrees: Degrees, rows: Mapping[str, int]) -> list[str]:
+    """Why weights cannot be cut along both axes: rows (by the setting that decides them) that leave a rest.
+
+    torch (2.13) places the parts of such a weight wrongly when it is gathered, for an export say.
+    """
+    parts = degrees.tensor * degrees.shard
+    if degrees.tensor == 1 or degrees.shard == 1:
+        return []
+    return [
+        f"{setting}={size}: must be a multiple of parallelism's tensor x shard degree, {degrees.tensor} x "
+        f"{degrees.shard} = {parts}, which cut the same rows; nearest legal: {size // parts * parts or parts}"
+        f" or {-(-size // parts) * parts}"
+        for setting, size in rows.items()
+        if size % parts
     ]
 
 

@@ -180,6 +180,15 @@ def test_choices_of_parallelism(overrides: list[str], world_size: int, expected:
     assert dataclasses.astuple(parallel_degrees(cfg, world_size)) == expected
 
 
+def test_rows_cut_along_both_axes_leave_no_rest() -> None:
+    overrides = ["parallelism=fsdp_tp", "parallelism.tensor_parallel_degree=2", "model.vocab_size=389"]
+    message = message_of(*overrides, world_size=8)
+    assert "model.vocab_size=389: must be a multiple of" in message
+    assert "2 x 4 = 8" in message
+    assert "nearest legal: 384 or 392" in message
+    assert "vocab_size" not in message_of(*overrides[:2], "model.vocab_size=389", "training.steps=0", world_size=2)
+
+
 def test_tensor_parallel_ranks_have_whole_heads() -> None:
     message = message_of("parallelism=fsdp_tp", "parallelism.tensor_parallel_degree=4", world_size=4)
     assert message == (

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from molgen_pretrain.config.choices import OnResume
 from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.plain import build_schedule, resume_policy
-from molgen_pretrain.config.choices import OnResume
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.config.store import conf_dir
 from molgen_pretrain.config.validate import validate
