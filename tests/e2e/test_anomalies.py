@@ -40,9 +40,10 @@ class Bad:
 @pytest.fixture(scope="module")
 def units(cache) -> dict[int, Bad]:
     """The sixth sequence of each global batch, as the runs here see them."""
+    tokenizer = UnitTokenizer.load(SAMPLE_DIR / "tokenizer")
     data = JsonlTaggedPackedDataset(
         paths=SAMPLE_DIR / "train",
-        tokenizer=UnitTokenizer.load(SAMPLE_DIR / "tokenizer"),
+        tokenizer=tokenizer,
         seq_len=128,
         local_batch_size=BATCH,
         cache_dir=cache,
@@ -52,8 +53,8 @@ def units(cache) -> dict[int, Bad]:
     for number, batch in zip(range(1, 25), data, strict=False):
         places = [data.locate(unit_ids) for unit_ids in batch.unit_ids]
         tokens = batch.input_ids[5].tolist()
-        separator = tokens.index(data._tokenizer.pad_id) if data._tokenizer.pad_id in tokens else len(tokens)
-        found[number] = Bad(number, places[5][0], tokens[:separator], [p for row in places[:4] for p in row])
+        end = [*tokens, tokenizer.pad_id].index(tokenizer.pad_id)
+        found[number] = Bad(number, places[5][0], tokens[:end], [p for row in places[:4] for p in row])
     return found
 
 
