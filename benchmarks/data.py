@@ -25,11 +25,13 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,6 +45,7 @@ DATA = SHARED / "data" / "conformers" / "train" if HAS_SHARED else SAMPLE / "tra
 TOKENIZER = SHARED / "tokenizers" / "qwen3_custom" if HAS_SHARED else SAMPLE / "tokenizer"
 
 POSITIONS = 16384  # of a micro-batch
+COPIES = 6  # of the data, for a pass that lasts long beside the start of its processes
 ROUNDS = 4
 SECONDS = 1.5  # of each measurement within a round
 
@@ -86,13 +89,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mode", default="tokens", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--seq-len", type=int, default=2048, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def report(arguments: argparse.Namespace, cache: str) -> None:
     def measure(phase: str, environment: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
         command = [sys.executable, __file__, "--phase", phase, "--cache", cache]
-        command += ["--data", str(arguments.data), "--tokenizer", str(arguments.tokenizer)]
+        options = {"data": arguments.data, "tokenizer": arguments.tokenizer, **options}
         command += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         run = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
@@ -103,7 +107,13 @@ def report(arguments: argparse.Namespace, cache: str) -> None:
     print(f"`{arguments.data.parent.name}/{arguments.data.name}`, tokenizer `{arguments.tokenizer.name}`; ", end="")
     print(f"{cores} cores, {platform.machine()}, Python {platform.python_version()}\n")
     encodes = [measure("encode")]
+    with ThreadPoolExecutor(cores) as threads:
+        together = list(threads.map(lambda core: measure("encode", core=core), range(cores)))
     cold = measure("first", workers=1)
+    with tempfile.TemporaryDirectory(prefix="molgen-data-copies-") as copies:
+        for number in range(COPIES):
+            shutil.copytree(arguments.data, Path(copies) / str(number))
+        larger = measure("first", workers=1, data=f"{copies}/*/*.jsonl")
     warm = {workers: measure("first", workers=workers) for workers in (0, 1)}
     cases = [(seq_len, workers) for seq_len in arguments.seq_lens for workers in (0, 1)]
     lengths = {case: [] for case in cases}
@@ -127,7 +137,10 @@ def report(arguments: argparse.Namespace, cache: str) -> None:
     print_memory(rows, baseline)
     print_packing(packing)
     print_costs(packing, extras)
-    print_targets(rows, encode, cold, packing, cores)
+    print_targets(rows, packing)
+    at_once = sum(found["threads on"]["wall"] for found in together)
+    for name, result in (("cold pass", cold), (f"cold pass over {COPIES} copies", larger)):
+        print_pass(name, result, encode["threads on"]["wall"] * cores, at_once, cores)
 
 
 # What is measured, each in a process of its own.
@@ -253,7 +266,7 @@ def measure_encode(arguments: argparse.Namespace) -> dict[str, Any]:
     from molgen_pretrain.data.files import resolve_files
     from molgen_pretrain.data.units import parse_unit
 
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[arguments.core]})
     tokenizer = Tokenizer.from_file(str(arguments.tokenizer / "tokenizer.json"))
     with resolve_files(arguments.data)[0].open("rb") as file:
         texts = [text for line in islice(file, 1000) if isinstance(text := parse_unit(line, 16), str)]
@@ -398,7 +411,7 @@ def print_costs(packing: dict[int, dict[str, float]], extras: dict[str, float]) 
     print(f"- document mask: {extras['mask']:+.3f} ms; token classes: {extras['classes']:+.3f} ms\n")
 
 
-def print_targets(rows: list[Row], encode: dict[str, dict[str, float]], cold: dict, packing: dict, cores: int) -> None:
+def print_targets(rows: list[Row], packing: dict) -> None:
     print("| target (one worker) | seq_len | at least | measured | by CPU time | |")
     print("|---|---|---|---|---|---|")
 
@@ -416,8 +429,15 @@ def print_targets(rows: list[Row], encode: dict[str, dict[str, float]], cold: di
             if row.mode == "tokens" and row.seq_len in REPLACED:
                 replaced = REPLACED[row.seq_len][0]
                 show("tokens mode / replaced loader", row.seq_len, 50, row.load["wall"] / replaced)
-    cold_rate = cold["tokens"] / cold["open"]
-    show(f"cold pass / (encode_batch x {cores} cores)", "", 0.8, cold_rate / (encode["threads on"]["wall"] * cores))
+
+
+def print_pass(name: str, result: dict, product: float, at_once: float, cores: int) -> None:
+    """A pass against encode_batch: one core's rate times the cores, and what they reach when all are busy."""
+    rate = result["tokens"] / result["open"]
+    limits = {f"encode_batch x {cores} cores": product, f"encode_batch on {cores} cores at once": at_once}
+    for limit, most in limits.items():
+        verdict = "met" if rate >= 0.8 * most else "missed"
+        print(f"| {name} / ({limit}: {most / 1e6:.2f} M) | | 0.8 | {rate / most:.3f} | | {verdict} |")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,10 @@ class BatchLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         with _serial_tokenizers(self.num_workers > 0), _child_handler_kept():
             others = set(multiprocessing.active_children())
-            items = super().__iter__()
-            _workers_to_end.update(set(multiprocessing.active_children()) - others)
+            try:
+                items = super().__iter__()
+            finally:  # also where a later worker could not be started
+                _workers_to_end.update(set(multiprocessing.active_children()) - others)
         return _unwrap(items, self._unpack)
 
 

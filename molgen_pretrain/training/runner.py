@@ -110,6 +110,7 @@ class Runner:
             )
             directory = self._make_directory(resolved_yaml, overrides)
             logs.open_file(directory.log(self.world.rank))
+            self.world.peers.call_before_exit(partial(self._note, directory, status="failed"))
             return self._train(model, arch, schedule, train_data, valid_data, directory)
         except (Exception, Interrupted) as error:
             logs.leave_console()  # the command line prints the error itself
@@ -170,8 +171,10 @@ class Runner:
             )
             exit_code = 1
             try:
-                signal_number = trainer.train()
-                checkpoints.keep_last(progress, trainer.kept, is_finished=not signal_number)
+                # Innermost, so that log, metrics and a save under way hear of a lost rank by its cause.
+                with world.peers.explained():
+                    signal_number = trainer.train()
+                    checkpoints.keep_last(progress, trainer.kept, is_finished=not signal_number)
                 exit_code = 0
             finally:
                 metrics.close(exit_code)

@@ -1,6 +1,7 @@
 """Signals at every kind of moment: one save and a documented exit code, and a resume that nobody can tell."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -154,3 +155,24 @@ def wait_for(condition, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_is_killed_ends_the_other_and_is_named_first(faulty, tiny, dead) -> None:
+    options = (*tiny, "parallelism=fsdp", "checkpoint.interval=4", "run_name=lost")
+    killed = ("at", {"step": 6, "phase": "backward", "action": "signalled", "number": signal.SIGKILL, "rank": dead})
+    started = faulty.start(*options, ranks=2, faults=[killed])
+    began = time.monotonic()
+    codes, output = started.end()
+    assert codes[dead] == -signal.SIGKILL
+    assert codes[1 - dead] > 0
+    assert time.monotonic() - began < 60
+    errors = [line for line in output.splitlines() if "error" in line]
+    assert errors[0].startswith(f"[rank {1 - dead}] error: rank {dead} (")
+    # Of steps as short as these the report, ten a second, tells one of the last.
+    told = rf"pid {started.processes[dead].pid}\) died at step [0-6], in [a-z -]+, by its last report"
+    assert re.search(told, errors[0]), errors[0]
+    assert "Traceback" not in output
+    output, run = faulty.run(*options, ranks=2)
+    assert "start: after step 4" in output
+    assert run.facts["status"] == "finished"
