@@ -9,13 +9,14 @@ EXACT = ("loss", "grad_norm", "lr", "epoch", "tokens", "sequences", "max_loss")
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_sigkill_at_a_random_step(app, tiny, request, processes: int) -> None:
+def test_sigkill_at_a_random_step(app, faulty, tiny, request, processes: int) -> None:
     _, whole = request.getfixturevalue("whole_on_two" if processes else "whole")
     after = random.randint(3, 36)
     name = "run_name=killed"
     code, _, run = app.interrupt(*tiny, name, after_step=after, by=signal.SIGKILL, processes=processes)
     assert code != 0
-    output, _ = app.run(*tiny, name, processes=processes)
+    layout = ("parallelism=fsdp",) if processes else ()
+    output, _ = faulty.run(*tiny, *layout, name, ranks=processes)
     assert ("start: after step" in output) == (after > 8) or 8 <= after <= 9
     assert run.curve(*EXACT) == whole.curve(*EXACT), f"killed after step {after}"
     assert run.rows("validation")[40]["loss"] == whole.rows("validation")[40]["loss"]
@@ -23,7 +24,7 @@ def test_sigkill_at_a_random_step(app, tiny, request, processes: int) -> None:
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-def test_sigterm_and_ctrl_c_save_and_exit(app, tiny, whole, by: signal.Signals) -> None:
+def test_sigterm_and_ctrl_c_save_and_exit(app, faulty, tiny, whole, by: signal.Signals) -> None:
     _, whole_run = whole
     name = "run_name=stopped"
     code, output, run = app.interrupt(*tiny, name, after_step=10, by=by)
@@ -33,7 +34,7 @@ def test_sigterm_and_ctrl_c_save_and_exit(app, tiny, whole, by: signal.Signals) 
     stopped_at = run.steps_saved()[-1]
     assert list(run.rows())[-1] == stopped_at
     assert run.facts["status"] == "stopped"
-    output, _ = app.run(*tiny, name)
+    output, _ = faulty.run(*tiny, name)
     assert f"start: after step {stopped_at}" in output
     assert run.curve(*EXACT) == whole_run.curve(*EXACT)
     assert run.facts["status"] == "finished"
@@ -49,39 +50,39 @@ def test_torchrun_and_ctrl_c(app, tiny, whole_on_two) -> None:
     assert run.curve(*EXACT) == whole_run.curve(*EXACT)
 
 
-def test_init_resume_from_another_run(app, tiny, whole) -> None:
+def test_init_resume_from_another_run(faulty, tiny, whole) -> None:
     _, source = whole
     step_dir = source.root / "checkpoint" / "step-00000020"
-    output, run = app.run(*tiny, "init=resume", f"init.from={step_dir}", "run_name=branch")
+    output, run = faulty.run(*tiny, "init=resume", f"init.from={step_dir}", "run_name=branch")
     assert f"start: after step 20 of {step_dir}" in output
     assert list(run.rows()) == list(range(21, 41))
     assert run.curve(*EXACT) == {s: v for s, v in source.curve(*EXACT).items() if s > 20}
 
 
-def test_a_finished_run_started_again_trains_nothing_and_loses_nothing(app, tiny) -> None:
+def test_a_finished_run_started_again_trains_nothing_and_loses_nothing(faulty, tiny) -> None:
     short = (*tiny, "training.steps=4", "scheduler.checkpoints=[4]", "validation.enable=false", "run_name=short")
-    app.run(*short)
-    _, run = app.run(*short)
+    faulty.run(*short)
+    _, run = faulty.run(*short)
     assert list(run.rows()) == [1, 2, 3, 4]
-    output, _ = app.run(*short[:-4], "training.steps=6", "scheduler.checkpoints=[6]", "run_name=short", code=1)
+    output, _ = faulty.run(*short[:-4], "training.steps=6", "scheduler.checkpoints=[6]", "run_name=short", code=1)
     assert "scheduler.on_resume=strict" in output
     assert "checkpoints: [4] -> [6]" in output
-    output, run = app.run(
+    output, run = faulty.run(
         *short[:-4], "training.steps=6", "scheduler.checkpoints=[6]", "scheduler.on_resume=override", "run_name=short"
     )
     assert list(run.rows()) == [1, 2, 3, 4, 5, 6]
 
 
-def test_damage_falls_back_to_the_older_checkpoint(app, tiny) -> None:
+def test_damage_falls_back_to_the_older_checkpoint(faulty, tiny) -> None:
     short = (*tiny, "training.steps=16", "scheduler.checkpoints=[16]", "validation.enable=false", "run_name=damaged")
-    app.run(*short)
-    _, run = app.run(*short)
+    faulty.run(*short)
+    _, run = faulty.run(*short)
     before = run.curve(*EXACT)
     shard = next((run.root / "checkpoint" / "step-00000016").glob("*.safetensors"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    output, run = app.run(*short)
+    output, run = faulty.run(*short)
     assert shard.name in output
     assert "start: after step 8" in output
     assert run.curve(*EXACT) == before

@@ -78,6 +78,7 @@ def test_ids_come_later_to_an_index_without(
     mode: str, open_index: Open, tokenizer: UnitTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_index("lengths")
+    caplog.clear()
     caplog.set_level("INFO")
     assert_ids_are_right(open_index(mode, processes=2), tokenizer)
     assert caplog.records[0].message.startswith("pass for token ids over 3 data files")
