@@ -78,6 +78,16 @@ def data_seed(cfg: RunConfig) -> int:
     return cfg.training.seed if cfg.data.seed is None else cfg.data.seed
 
 
+def cache_dir(data: DataConfig) -> Path:
+    """Where the one-time pass keeps its result."""
+    return Path(data.cache_dir).expanduser()
+
+
+def cache_budget_bytes(data: DataConfig) -> int:
+    """Most that one data set's token ids may take with cache=auto."""
+    return int(data.cache_budget_gib * 2**30)
+
+
 def source_names(data: DataConfig) -> list[str]:
     """The names of a mixture's sources: what was given, or the last part of the path without its suffixes."""
     return [source.name or _path_name(source.path) or f"source{number}" for number, source in enumerate(data.sources)]

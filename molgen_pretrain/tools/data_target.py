@@ -8,7 +8,7 @@ from pathlib import Path
 from molgen_pretrain.config.batch import accumulation_steps
 from molgen_pretrain.config.choices import OnBadLine, Overflow
 from molgen_pretrain.config.compose import compose_run
-from molgen_pretrain.config.plain import data_seed, source_names
+from molgen_pretrain.config.plain import cache_budget_bytes, cache_dir, data_seed, source_names
 from molgen_pretrain.config.preflight import source_finders
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.config.validate import parallel_degrees, validate
@@ -60,11 +60,11 @@ class DataTarget:
 
     @property
     def cache_dir(self) -> Path:
-        return Path(self.cfg.data.cache_dir).expanduser()
+        return cache_dir(self.cfg.data)
 
     @property
     def budget_bytes(self) -> int:
-        return int(self.cfg.data.cache_budget_gib * 2**30)
+        return cache_budget_bytes(self.cfg.data)
 
 
 def compose_words(words: Words, world_size: int, config_dir: Path | None) -> RunConfig:

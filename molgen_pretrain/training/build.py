@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from molgen_pretrain.config.choices import WandbMode
-from molgen_pretrain.config.plain import data_seed
+from molgen_pretrain.config.plain import cache_budget_bytes, cache_dir, data_seed
 from molgen_pretrain.config.preflight import Inputs
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.data.batch import Batch
@@ -45,7 +44,7 @@ def build_data(
         JsonlTaggedPackedDataset,
         tokenizer=inputs.tokenizer,
         seq_len=cfg.data.seq_len,
-        cache_dir=Path(cfg.data.cache_dir).expanduser(),
+        cache_dir=cache_dir(cfg.data),
         rank=rank,
         world_size=data_parallel_size,
         seed=data_seed(cfg),
@@ -54,7 +53,7 @@ def build_data(
         overflow=cfg.data.overflow.value,
         on_bad_line=cfg.data.on_bad_line.value,
         cache=cfg.data.cache.value,
-        cache_budget_bytes=int(cfg.data.cache_budget_gib * 2**30),
+        cache_budget_bytes=cache_budget_bytes(cfg.data),
         index_processes=cfg.data.index_processes,
         document_mask=cfg.data.document_mask,
         token_classes=cfg.metrics.token_class_loss,

@@ -55,7 +55,7 @@ def restore(
     The run's own checkpoints come first, whatever init says: a run name that exists is continued. Raises
     UserError where the stored schedule or parameter groups differ and `scheduler.on_resume` is strict.
     """
-    fallback = cfg.checkpoint.on_damage is OnDamage.fallback
+    fallback = _falls_back(cfg)
     loaded = checkpointer.load_newest(model=model, optimizer=applier.optimizer, fallback=fallback)
     if loaded is None and cfg.init.mode is InitMode.resume:
         source = Path(cfg.init.source).expanduser().absolute()
@@ -83,8 +83,9 @@ def rewound(
     The schedule is `planned`, the config's, with what was decided by then; or the checkpoint's, where it is to win.
     Raises UserError where there is none.
     """
-    fallback = cfg.checkpoint.on_damage is OnDamage.fallback
-    loaded = checkpointer.load_newest(model=model, optimizer=applier.optimizer, fallback=fallback, finite_only=True)
+    loaded = checkpointer.load_newest(
+        model=model, optimizer=applier.optimizer, fallback=_falls_back(cfg), finite_only=True
+    )
     if loaded is None:
         raise UserError(
             "training.anomaly=rewind: the run has no checkpoint to go back to yet; use skip, or a shorter"
@@ -97,6 +98,11 @@ def rewound(
         applier.schedule = carry_decisions(state["schedule"], planned)
     logger.info("rewound to %s", folder)
     return Progress(**state["progress"])
+
+
+def _falls_back(cfg: RunConfig) -> bool:
+    """Whether an older checkpoint will do where a newer one is damaged."""
+    return cfg.checkpoint.on_damage is OnDamage.fallback
 
 
 def _load_from(
