@@ -19,7 +19,7 @@ from molgen_pretrain.config.schema import world_size_from_env
 from molgen_pretrain.config.store import conf_dir, register
 from molgen_pretrain.config.validate import validate
 from molgen_pretrain.errors import RankLostError, SharedError, error_lines
-from molgen_pretrain.training.preemption import EndAtOnce, Interrupted
+from molgen_pretrain.signals import EndAtOnce, Interrupted
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SILENT_RANK_SECONDS = 5

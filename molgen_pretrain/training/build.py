@@ -31,7 +31,7 @@ from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining, build_on
 from molgen_pretrain.parallel.distributed import World
 from molgen_pretrain.parallel.layout import Layout
 from molgen_pretrain.parallel.parallelize import Wrapping, parallelize
-from molgen_pretrain.training.run_directory import RunDirectory
+from molgen_pretrain.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from molgen_pretrain.metrics.curves import plot_curves
 from molgen_pretrain.metrics.rows import read_rows
 from molgen_pretrain.metrics.summary import summary_table, summary_text
-from molgen_pretrain.training.run_directory import RunDirectory
+from molgen_pretrain.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from molgen_pretrain.model.hf_io import export_hf
 from molgen_pretrain.model.qwen3 import Qwen3ForPretraining
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.distributed import World
+from molgen_pretrain.run_directory import RunDirectory
 from molgen_pretrain.training.plan import Progress
 from molgen_pretrain.training.restore import restore, rewound, saved_state
-from molgen_pretrain.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,9 @@ from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.degrees import Degrees
 from molgen_pretrain.parallel.distributed import World, joined_world
 from molgen_pretrain.parallel.layout import build_layout
+from molgen_pretrain.run_directory import RunDirectory, environment_facts, new_run_name
 from molgen_pretrain.schedules import Schedule
+from molgen_pretrain.signals import Interrupted, StopRequest
 from molgen_pretrain.training.anomaly import AnomalyPolicy
 from molgen_pretrain.training.build import (
     build_batches,
@@ -44,10 +46,8 @@ from molgen_pretrain.training.logs import RunLogs
 from molgen_pretrain.training.optimizer_from_config import optimizer_from_config, param_groups_from_config
 from molgen_pretrain.training.plan import Plan
 from molgen_pretrain.training.precision import autocast_factory, compute_dtype, make_deterministic
-from molgen_pretrain.training.preemption import Interrupted, StopRequest
 from molgen_pretrain.training.report import finish_report
 from molgen_pretrain.training.run_checkpoints import RunCheckpoints
-from molgen_pretrain.training.run_directory import RunDirectory, environment_facts, new_run_name
 from molgen_pretrain.training.trainer import Hooks, Trainer
 from molgen_pretrain.training.update import GradientComputer
 from molgen_pretrain.training.validation import Validator

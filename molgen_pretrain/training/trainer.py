@@ -15,9 +15,9 @@ from molgen_pretrain.metrics.throughput import Throughput
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.distributed import World
 from molgen_pretrain.schedules import Schedule, WSDAdaptive, decay_crossings
+from molgen_pretrain.signals import StopRequest
 from molgen_pretrain.training.anomaly import AnomalyError, AnomalyPolicy, Suspect, origin
 from molgen_pretrain.training.plan import Plan, Progress
-from molgen_pretrain.training.preemption import StopRequest
 from molgen_pretrain.training.rows import Interval, train_row
 from molgen_pretrain.training.update import GradientComputer, StepResult
 

@@ -16,8 +16,8 @@ from molgen_pretrain.optim.optimizer import clip_grad_norm
 from molgen_pretrain.parallel.activity import Activity
 from molgen_pretrain.parallel.layout import Layout
 from molgen_pretrain.parallel.parallelize import gradient_sync
+from molgen_pretrain.signals import StopRequest
 from molgen_pretrain.training.class_loss import class_counts, class_row, named_sums
-from molgen_pretrain.training.preemption import StopRequest
 
 
 @dataclass(frozen=True)

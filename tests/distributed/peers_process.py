@@ -55,7 +55,7 @@ def join(scenario: str, folder: Path, timeout_seconds: int) -> None:
 def _train(world: Any, scenario: str, folder: Path) -> None:
     import torch
 
-    from molgen_pretrain.training.preemption import StopRequest
+    from molgen_pretrain.signals import StopRequest
 
     activity, is_last = world.peers.activity, world.rank == world.size - 1
     for step in range(1, 6):

@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from molgen_pretrain.training.preemption import SIGNALS, EndAtOnce, Interrupted, StopRequest
+from molgen_pretrain.signals import SIGNALS, EndAtOnce, Interrupted, StopRequest
 
 # Like a rank in a collective: without the interpreter lock, and no signal brings it back to Python.
 BLOCKED = """
 import ctypes
-from molgen_pretrain.training.preemption import StopRequest
+from molgen_pretrain.signals import StopRequest
 lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
 with StopRequest(announces=True):
     lock(mutex)
@@ -94,10 +94,10 @@ def test_no_save_is_announced_where_the_run_is_lost(capfd, heard) -> None:
 # Deaf as in a rendezvous that waits for other nodes.
 DEAF = """
 import ctypes
-from molgen_pretrain.training import preemption
-preemption._LEAVE_SECONDS = 0.5
+from molgen_pretrain import signals
+signals._LEAVE_SECONDS = 0.5
 lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
-with preemption.EndAtOnce():
+with signals.EndAtOnce():
     lock(mutex)
     print("blocked", flush=True)
     lock(mutex)
