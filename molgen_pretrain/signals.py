@@ -20,9 +20,9 @@ _LEAVE_SECONDS = 5.0  # for a main thread to come out of what it does
 class Interrupted(KeyboardInterrupt):
     """A signal ends the process in good order, with exit code 128 + `number`."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, then: str = "no step was under way") -> None:
         self.number = number
-        super().__init__(f"ended by signal {number}, no step was under way")
+        super().__init__(f"ended by signal {number}, {then}")
 
 
 class SignalListener:

@@ -105,6 +105,7 @@ class ParallelismConfig:
 @dataclass(kw_only=True)
 class TrainingConfig:
     steps: int = MISSING
+    stop_after: int | None = None  # end after this step, saved, as if by a signal; started again without it, it goes on
     seq_len: int = MISSING
     local_batch_size: int = MISSING  # sequences per rank and micro-batch
     global_batch_size: int = -1  # sequences per update; -1: no gradient accumulation
@@ -162,6 +163,7 @@ class PathsConfig:
     tokenizer: str = MISSING
     runs: str = MISSING
     cache: str = MISSING
+    aliases: dict[str, Any] = field(default_factory=dict)  # places by the names of a migrated paths.yaml
 
 
 @dataclass(kw_only=True)
@@ -170,6 +172,13 @@ class InitConfig:
 
     mode: InitMode = InitMode.scratch
     source: str | None = None
+
+
+@dataclass(kw_only=True)
+class SweepConfig:
+    """A multirun; a single run has no use for it."""
+
+    plan_only: bool = False  # show what would be trained, and train nothing
 
 
 @dataclass(kw_only=True)
@@ -185,7 +194,8 @@ class RunConfig:
     validation: ValidationConfig = MISSING
     init: Any = MISSING  # a mapping while composing; `to_run_config` makes it an InitConfig
     paths: PathsConfig = MISSING
-    run_name: str | None = None  # null: YYMMDD-HHMM-<4 hex>-<description>
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    run_name: str | None = None  # a multirun's names the sweep; null: YYMMDD-HHMM-<4 hex>-<description>
     description: str = "run"
 
 

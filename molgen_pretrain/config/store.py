@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from molgen_pretrain.config import optimizer_schema, scheduler_schema, schema
+from molgen_pretrain.config import multirun_schema, optimizer_schema, scheduler_schema, schema
 
 _SCHEMAS: dict[tuple[str | None, str], Any] = {
     (None, "schema"): schema.RunConfig,
@@ -33,6 +34,10 @@ _SCHEMAS: dict[tuple[str | None, str], Any] = {
     ("metrics", "schema"): schema.MetricsConfig,
     ("validation", "schema"): schema.ValidationConfig,
     ("paths", "schema"): schema.PathsConfig,
+    # Hydra's names for what is taken where nothing is chosen.
+    ("hydra/launcher", "basic"): multirun_schema.LocalLauncherConfig,
+    ("hydra/launcher", "schema_slurm"): multirun_schema.SlurmLauncherConfig,
+    ("hydra/sweeper", "basic"): multirun_schema.SweeperConfig,
 }
 
 
@@ -45,6 +50,7 @@ def conf_dir() -> Path:
 
 def register() -> None:
     """Tell Hydra the schemas, and OmegaConf the one resolver, which only --help uses."""
+    Plugins.instance()  # stores Hydra's own choices, which would otherwise come after ours and replace them
     store = ConfigStore.instance()
     for (group, name), node in _SCHEMAS.items():
         store.store(group=group, name=name, node=node)

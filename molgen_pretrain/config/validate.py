@@ -185,7 +185,7 @@ def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def _training_problems(cfg: RunConfig) -> Iterator[str]:
-    yield from _at_least(cfg, 1, "training.steps", "training.local_batch_size")
+    yield from _at_least(cfg, 1, "training.steps", "training.stop_after", "training.local_batch_size")
     yield from _at_least(cfg, 2, "training.seq_len")
     yield from _at_least(cfg, 0, "training.max_norm", "training.max_anomalies", "training.seed", "data.seed")
     yield from _at_least(cfg, 16, "training.spike_window")

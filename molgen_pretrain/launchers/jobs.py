@@ -46,6 +46,10 @@ class JobLauncher(Protocol):
     def ranks(self) -> int:
         """Processes per job."""
 
+    @property
+    def unattended(self) -> bool:
+        """Whether jobs go on, and may end, without the process that started them."""
+
     def run(
         self,
         jobs: Sequence[Job],

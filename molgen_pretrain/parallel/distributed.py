@@ -87,7 +87,8 @@ def _from_rank_0(value: Any) -> Any:
 
 def _device(kind: str, local_rank: int) -> torch.device:
     if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", local_rank)
+        # Where Slurm shows each task its own GPU alone, that is number 0 for all.
+        return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
     return torch.device("cpu")
 
 

@@ -36,11 +36,17 @@ class Plan:
     """When things happen, in updates."""
 
     steps: int
+    stop_after: int | None  # a pause before `steps`, where the run is to be gone on with later
     accumulation_steps: int
     log_freq: int
     validation_freq: int  # 0: never
     checkpoint_interval: int  # 0: never
     snapshot_lrs: tuple[float, ...]  # a checkpoint is kept where a decay first reaches one of these
+
+    @property
+    def last_step(self) -> int:
+        """The update that this process ends with."""
+        return self.steps if self.stop_after is None else min(self.steps, self.stop_after)
 
     def logs_at(self, step: int, milestones: Collection[int]) -> bool:
         """Besides every log_freq-th: the first, the last, and both sides of each milestone."""

@@ -141,7 +141,7 @@ class RunCheckpoints:
     @property
     def _try_again(self) -> str:
         name = self._directory.name
-        return f"the log has the reason. The same command with run_name={name} goes on from what was saved"
+        return f"the log has the reason. Started again (run_name={name}) the run goes on from what was saved"
 
     def _attempt(self, action: Callable[[], Path | None]) -> bool:
         """Whether a save worked. Trouble with storage is logged, until there has been too much of it in a row."""

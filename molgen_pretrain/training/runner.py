@@ -6,7 +6,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from molgen_pretrain.parallel.degrees import Degrees
 from molgen_pretrain.parallel.distributed import World, joined_world
 from molgen_pretrain.parallel.layout import build_layout
 from molgen_pretrain.run_directory import RunDirectory, environment_facts, new_run_name
+from molgen_pretrain.run_lock import held_run
 from molgen_pretrain.schedules import Schedule
 from molgen_pretrain.signals import Interrupted, StopRequest
 from molgen_pretrain.training.anomaly import AnomalyPolicy
@@ -53,6 +54,8 @@ from molgen_pretrain.training.update import GradientComputer
 from molgen_pretrain.training.validation import Validator
 
 logger = logging.getLogger(__name__)
+
+_DYING_SECONDS = 60.0  # that a predecessor of the same run may take to end
 
 
 def run(cfg: RunConfig, inputs: Inputs, *, resolved_yaml: str, overrides: Sequence[str]) -> None:
@@ -87,6 +90,7 @@ class Runner:
         self.dtype = compute_dtype(cfg.training.dtype, world.device)
         self.autocast = autocast_factory(self.dtype, world.device, sharded=degrees.fsdp)
         self.console = Console()
+        self._held = ExitStack()  # the lock of the run directory
         self.began = time.monotonic()
 
     def run(self, resolved_yaml: str, overrides: Sequence[str]) -> int:
@@ -116,10 +120,12 @@ class Runner:
             logs.leave_console()  # the command line prints the error itself
             logger.error("the run ends: %s", error)
             if directory is not None:
-                self._note(directory, status="stopped" if isinstance(error, Interrupted) else "failed")
+                status = "stopped" if isinstance(error, Interrupted) else "failed"
+                self._note(directory, status=status, error=str(error))
             raise
         finally:
             logs.close()
+            self._held.close()
 
     def _train(
         self,
@@ -174,7 +180,8 @@ class Runner:
                 # Innermost, so that log, metrics and a save under way hear of a lost rank by its cause.
                 with world.peers.explained():
                     signal_number = trainer.train()
-                    checkpoints.keep_last(progress, trainer.kept, is_finished=not signal_number)
+                    is_finished = not (signal_number or trainer.is_paused)
+                    checkpoints.keep_last(progress, trainer.kept, is_finished=is_finished)
                 exit_code = 0
             finally:
                 metrics.close(exit_code)
@@ -186,10 +193,12 @@ class Runner:
     ) -> None:
         """Say how the run ended, in its directory and to whoever watches."""
         step = trainer.progress.step
-        self._note(directory, status="stopped" if signal_number else "finished", step=step)
+        self._note(directory, status="stopped" if signal_number or trainer.is_paused else "finished", step=step)
+        again = f"started again (run_name={directory.name}) it goes on"
         if signal_number:
-            again = f"the same command with run_name={directory.name} continues"
             logger.info("stopped by signal %d after step %d; %s", signal_number, step, again)
+        elif trainer.is_paused:
+            logger.info("training.stop_after=%d: ended after step %d; %s", self.cfg.training.stop_after, step, again)
         elif self.world.is_main:
             finish_report(
                 directory,
@@ -208,22 +217,20 @@ class Runner:
                 logger.warning("%s does not say so: %s", directory.facts, error)
 
     def _make_directory(self, resolved_yaml: str, overrides: Sequence[str]) -> RunDirectory:
-        name = self.world.broadcast(self.cfg.run_name or new_run_name(self.cfg.description))
-        directory = RunDirectory(Path(self.cfg.paths.runs).expanduser().absolute() / name)
+        root: Path | None = None
         if self.world.is_main:
-            try:
-                directory.root.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"paths.runs={self.cfg.paths.runs}: {error}; give a folder that can be written"
-                ) from error
+            root = self._claim_root()
+            self._held.enter_context(held_run(root, wait_seconds=_DYING_SECONDS))
+        directory = RunDirectory(self.world.broadcast(root))
+        if self.world.is_main:
             directory.write_config(resolved_yaml, overrides)
             run_id = directory.read_facts().get("run_id") or secrets.token_hex(8)
             directory.update_facts(
                 run_id=run_id,
-                run_name=name,
+                run_name=directory.name,
                 wandb_id=run_id,
                 status="running",
+                error=None,
                 world_size=self.world.size,
                 device=self.world.device.type,
                 **environment_facts(),
@@ -231,6 +238,19 @@ class Runner:
         self.world.barrier()
         logger.info("run directory: %s", directory.root)
         return directory
+
+    def _claim_root(self) -> Path:
+        """The run's folder, made if need be; one whose name is made up here is nobody else's."""
+        runs = Path(self.cfg.paths.runs).expanduser().absolute()
+        try:
+            if self.cfg.run_name:
+                root = runs / self.cfg.run_name
+                root.mkdir(parents=True, exist_ok=True)
+                return root
+            runs.mkdir(parents=True, exist_ok=True)
+            return _make_new(lambda: runs / new_run_name(self.cfg.description))
+        except OSError as error:
+            raise UserError(f"paths.runs={self.cfg.paths.runs}: {error}; give a folder that can be written") from error
 
     def _build_validator(
         self, data: JsonlTaggedPackedDataset | None, gradients: GradientComputer, stop: StopRequest
@@ -251,6 +271,7 @@ class Runner:
         cfg = self.cfg
         return Plan(
             steps=cfg.training.steps,
+            stop_after=cfg.training.stop_after,
             accumulation_steps=self.accumulation_steps,
             log_freq=cfg.metrics.log_freq,
             validation_freq=cfg.validation.freq if cfg.validation.enable else 0,
@@ -266,6 +287,17 @@ class Runner:
             spike_sigmas=training.spike_sigmas,
             spike_window=training.spike_window,
         )
+
+
+def _make_new(candidate: Callable[[], Path]) -> Path:
+    """Make the first candidate that is not there yet; making is what decides between two that ask at once."""
+    while True:
+        path = candidate()
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
 
 
 def _validate(validator: Validator | None, model: Qwen3ForPretraining, metrics: MetricsLogger, step: int) -> bool:

@@ -36,7 +36,7 @@ class Hooks:
 
 
 class Trainer:
-    """Runs updates from `progress.step` + 1 to `plan.steps`, or to a stop that all ranks agree on.
+    """Runs updates from `progress.step` + 1 to `plan.last_step`, or to a stop that all ranks agree on.
 
     Whoever calls it saves the last step: `progress` says which that is.
     """
@@ -81,7 +81,7 @@ class Trainer:
             return signal
         batches = iter(self.batches)
         self.throughput.start()
-        while self.progress.step < self.plan.steps:
+        while self.progress.step < self.plan.last_step:
             step = self.progress.step + 1
             micro_batches = self._next_micro_batches(step, batches)
             if not micro_batches:
@@ -100,6 +100,11 @@ class Trainer:
             if signal := self._between_steps(step, result.stop_signal):
                 return signal
         return 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it ended where `plan.stop_after` says, with steps left."""
+        return self.plan.last_step <= self.progress.step < self.plan.steps
 
     @property
     def kept(self) -> frozenset[int]:
@@ -150,7 +155,7 @@ class Trainer:
             if self.plan.saves_at(step, self._kept):
                 self._interval.stall_seconds += self.hooks.save(self.progress, self._kept)
         # After the last step only its validation is left to stop.
-        return stop_signal if step < self.plan.steps or self.progress.validation_is_due else 0
+        return stop_signal if step < self.plan.last_step or self.progress.validation_is_due else 0
 
     def _validate(self, step: int) -> int:
         """Returns the signal that has cut it short, or 0."""

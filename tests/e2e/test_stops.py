@@ -34,7 +34,7 @@ def test_every_signal_at_every_phase(faulty, tiny, whole) -> None:
         if by != signal.SIGKILL:
             assert run.facts["status"] == "stopped"
             assert list(run.rows())[-1] == saved
-            assert f"stopped by signal {by} after step {saved}; the same command with run_name=stopped" in output
+            assert f"stopped by signal {by} after step {saved}; started again (run_name=stopped) it goes on" in output
         return output
 
     output = ended(at(5, "forward", signal.SIGTERM), by=signal.SIGTERM, saved=5)

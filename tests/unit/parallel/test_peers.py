@@ -9,8 +9,8 @@ import time
 import pytest
 import torch.distributed as dist
 
-from molgen_pretrain import __main__ as application
 from molgen_pretrain.errors import RankLostError, UserError
+from molgen_pretrain.job import report_errors
 from molgen_pretrain.parallel.activity import Activity, Report, survey
 from molgen_pretrain.parallel.distributed import joined_world
 from molgen_pretrain.parallel.ending import Ending
@@ -132,7 +132,7 @@ def test_the_command_line_leaves_with_1_and_does_not_repeat_the_cause(capfd) -> 
         raise RankLostError("rank 1 died")
 
     with pytest.raises(SystemExit) as exit_:
-        application._reporting(lose, wants_traceback=False)
+        report_errors(lose, wants_traceback=False)
     assert exit_.value.code == 1
     assert capfd.readouterr() == ("", "")
 
