@@ -15,9 +15,10 @@ from molgen_pretrain.config.messages import explain
 from molgen_pretrain.config.preflight import preflight
 from molgen_pretrain.config.schema import world_size_from_env
 from molgen_pretrain.config.validate import validate
-from molgen_pretrain.errors import RankLostError, SharedError, error_lines
+from molgen_pretrain.errors import RankLostError, SharedError, UserError, error_lines
 from molgen_pretrain.run_directory import RunDirectory
 from molgen_pretrain.signals import EndAtOnce, Interrupted
+from molgen_pretrain.sweep.fork import fork_run
 from molgen_pretrain.sweep.task import Task
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,14 @@ def run_task(task: Task) -> None:
     """A launcher's `Entry`: one edge of a sweep, on this rank."""
     # It has named the sweep; as wandb's name it would be every point's.
     os.environ.pop("WANDB_RUN_NAME", None)
+    is_stopped = False
     try:
         leave_in_order(lambda: _fork_and_train(task), wants_traceback=task.wants_traceback)
+    except SystemExit as end:
+        is_stopped = isinstance(end.code, int) and end.code > 128  # by a signal: what is left of the time is short
+        raise
     finally:
-        if task.reports_to is not None and _is_rank_0():
+        if task.reports_to is not None and _is_rank_0() and not is_stopped:
             _refresh_report(task.reports_to)
 
 
@@ -85,8 +90,6 @@ def report_errors(action: Callable[[], None], *, wants_traceback: bool) -> None:
 
 def _fork_and_train(task: Task) -> None:
     if task.fork is not None and _is_rank_0():
-        from molgen_pretrain.sweep.fork import fork_run
-
         # The other ranks look at the run's folder only after rank 0 has met them.
         fork_run(RunDirectory(task.fork.parent), task.fork.step, RunDirectory(task.folder))
     train(task.run)
@@ -98,7 +101,7 @@ def _refresh_report(sweep: Path) -> None:
 
     try:
         make_report([sweep])
-    except OSError as error:
+    except (OSError, UserError) as error:
         logger.warning("no report of %s: %s", sweep, error)
 
 

@@ -11,6 +11,7 @@ from molgen_pretrain.checkpoint import CheckpointLayout
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.launchers.jobs import Entry, Job, JobLauncher, Outcome, State
 from molgen_pretrain.metrics.rows import read_rows
+from molgen_pretrain.run_directory import RunDirectory
 from molgen_pretrain.run_lock import held_run
 from molgen_pretrain.signals import Interrupted
 from molgen_pretrain.sweep.directory import SweepDirectory
@@ -135,6 +136,9 @@ class Sweep:
             raise UserError("\n".join([*problems, f"run_name={self.directory.name}: {advice}"]))
 
     def _note(self, job: Job, outcome: Outcome) -> None:
+        # A rank that dies may take the others with it by a signal, before they can leave with an error.
+        if outcome.state is State.STOPPED and RunDirectory(job.folder).read_facts().get("status") == "failed":
+            outcome = Outcome(State.FAILED, outcome.detail)
         self.outcomes[job.key] = outcome
 
     def _report(self) -> None:
@@ -142,7 +146,7 @@ class Sweep:
 
         try:
             written = make_report([self.directory.root])
-        except OSError as error:
+        except (OSError, UserError) as error:
             logger.error("no report: %s", error)
         else:
             logger.info("report: %s", written.html)
@@ -152,7 +156,7 @@ class Sweep:
         states = {name: self.outcomes.get(name, Outcome(State.FINISHED)) for name in self._points}
         failed = [n for n, outcome in states.items() if outcome.state not in (State.FINISHED, State.SUBMITTED)]
         if failed:
-            lines = [f"{name}: {states[name].state.value} ({states[name].detail}){self._reason(name)}" for name in failed]
+            lines = [f"{n}: {states[n].state.value} ({states[n].detail}){self._reason(n)}" for n in failed]
             advice = "the same command trains what is missing, and nothing else"
             raise UserError("\n".join([*lines, f"{len(failed)} of {len(states)} points did not finish; {advice}"]))
 
