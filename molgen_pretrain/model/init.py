@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +23,25 @@ def init_weights(model: nn.Module, *, seed: int, std: float) -> None:
         if parameter.ndim == 1:
             parameter.fill_(1.0)
             continue
-        generator = torch.Generator().manual_seed(_parameter_seed(seed, name))
-        value = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-        _assign(parameter, value)
+        box, part = own_part(parameter)
+        part.copy_(normal(parameter.shape, std, seed=seed, name=name)[box])
 
 
-def _parameter_seed(seed: int, name: str) -> int:
+def normal(shape: Sequence[int], std: float, *, seed: int, name: str) -> Tensor:
+    """Float32 values of normal(0, std) on the CPU, the same wherever seed, name and shape are."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # manual_seed takes a signed 64-bit integer
+    number = int.from_bytes(digest, "little") >> 1  # manual_seed takes a signed 64-bit integer
+    generator = torch.Generator().manual_seed(number)
+    return torch.empty(*shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
 
 
-def _assign(parameter: Tensor, value: Tensor) -> None:
-    if isinstance(parameter, DTensor):
-        # Every rank has the whole value and just cuts its own part, one box whatever the mesh.
-        (part,) = parameter.__create_chunk_list__()
-        box = zip(part.offsets, part.sizes, strict=True)
-        value = value[tuple(slice(offset, offset + size) for offset, size in box)]
-        parameter = parameter.to_local()
-    parameter.copy_(value)
+def own_part(parameter: Tensor) -> tuple[tuple[slice, ...], Tensor]:
+    """Where this rank's part of a parameter lies in the whole, one box whatever the mesh, and the part itself.
+
+    Writing to the part is writing to the parameter. It is empty on a rank that holds nothing of it.
+    """
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, size) for size in parameter.shape), parameter
+    (chunk,) = parameter.__create_chunk_list__()
+    box = zip(chunk.offsets, chunk.sizes, strict=True)
+    return tuple(slice(offset, offset + size) for offset, size in box), parameter.to_local()

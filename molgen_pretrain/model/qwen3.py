@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,18 +124,26 @@ def build_on_meta(
 
 
 def materialize(
-    model: Qwen3ForPretraining, *, device: torch.device, seed: int, weights_device: torch.device | None = None
+    model: Qwen3ForPretraining,
+    *,
+    device: torch.device,
+    seed: int,
+    weights_device: torch.device | None = None,
+    load: Callable[[Qwen3ForPretraining], None] | None = None,
 ) -> None:
     """Give a meta model its memory and initial weights, in place, whatever its sharding.
 
-    The same seed gives the same weights on any number of ranks. `device` is where the model runs;
-    `weights_device`, if another, is where its weights stay (offloaded to the CPU).
+    The same seed gives the same weights on any number of ranks; `load`, if given, fills every parameter instead.
+    `device` is where the model runs; `weights_device`, if another, is where its weights stay (offloaded to the CPU).
     """
     model.to_empty(device=weights_device or device)
     # to_empty makes the tied head a tensor of its own where nothing is sharded.
     model.tie_weights()
     _restore_rotary_buffers(model, device)
-    init_weights(model, seed=seed, std=model.config.initializer_range)
+    if load is None:
+        init_weights(model, seed=seed, std=model.config.initializer_range)
+    else:
+        load(model)
 
 
 def count_parameters(model: torch.nn.Module) -> int:
