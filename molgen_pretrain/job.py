@@ -97,7 +97,7 @@ def _fork_and_train(task: Task) -> None:
 
 def _refresh_report(sweep: Path) -> None:
     """So that a comparison stands in the morning, also where nobody waits for the jobs."""
-    from molgen_pretrain.sweep.report import make_report
+    from molgen_pretrain.sweep.report.make import make_report
 
     try:
         make_report([sweep])

@@ -142,7 +142,7 @@ class Sweep:
         self.outcomes[job.key] = outcome
 
     def _report(self) -> None:
-        from molgen_pretrain.sweep.report import make_report
+        from molgen_pretrain.sweep.report.make import make_report
 
         try:
             written = make_report([self.directory.root])

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from molgen_pretrain.errors import UserError
-from molgen_pretrain.sweep.report import make_report
+from molgen_pretrain.sweep.report.make import make_report
 from molgen_pretrain.tools.command_line import run_reporting
 
 

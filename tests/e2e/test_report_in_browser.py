@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from molgen_pretrain.sweep.report import make_report
+from molgen_pretrain.sweep.report.make import make_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -20,16 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from molgen_pretrain.sweep import report_picture
-from molgen_pretrain.sweep.report import make_report
-from molgen_pretrain.sweep.report_collect import collect
-from molgen_pretrain.sweep.report_curves import close_up, keep_extremes
-from molgen_pretrain.sweep.report_palette import DARK, LIGHT, look
-from molgen_pretrain.sweep.report_records import Report, Status
-from molgen_pretrain.sweep.report_run import Cost
-from molgen_pretrain.sweep.report_settings import differing_settings
-from molgen_pretrain.sweep.report_table import Column, point_table
-from molgen_pretrain.sweep.report_tree import tree_text
+from molgen_pretrain.sweep.report import picture
+from molgen_pretrain.sweep.report.collect import collect
+from molgen_pretrain.sweep.report.curves import close_up, keep_extremes
+from molgen_pretrain.sweep.report.make import make_report
+from molgen_pretrain.sweep.report.palette import DARK, LIGHT, look
+from molgen_pretrain.sweep.report.records import Report, Status
+from molgen_pretrain.sweep.report.run import Cost
+from molgen_pretrain.sweep.report.settings import differing_settings
+from molgen_pretrain.sweep.report.table import Column, point_table
+from molgen_pretrain.sweep.report.tree import tree_text
 from molgen_pretrain.tools.report import main
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "report_samples.py")))
@@ -265,13 +265,13 @@ def test_reports_made_at_once_are_whole_and_leave_nothing_behind(mixed: Path) ->
 
 def test_a_run_that_ends_while_the_report_is_written_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = samples.write_run(tmp_path / "run", [], status="running", config=samples.config_of(0.1, 10))
-    draw = report_picture.draw_report
+    draw = picture.draw_report
 
     def end_and_draw(*arguments: object) -> None:
         samples.write_run(run, [], status="failed", error="it ended")
         draw(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(report_picture, "draw_report", end_and_draw)
+    monkeypatch.setattr(picture, "draw_report", end_and_draw)
     assert "it ended" in make_report([run]).markdown.read_text()
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molgen_pretrain.errors import UserError
-from molgen_pretrain.sweep.report_collect import collect
-from molgen_pretrain.sweep.report_markdown import markdown
-from molgen_pretrain.sweep.report_records import Report
-from molgen_pretrain.sweep.report_table import point_table
+from molgen_pretrain.sweep.report.collect import collect
+from molgen_pretrain.sweep.report.markdown import markdown
+from molgen_pretrain.sweep.report.records import Report
+from molgen_pretrain.sweep.report.table import point_table
 
 _TRIES = 3  # at most so often it is made anew since a run has ended meanwhile
 
@@ -59,9 +59,9 @@ def make_report(folders: Sequence[Path], out: Path | None = None) -> ReportFiles
 
 def _write(report: Report, files: ReportFiles) -> None:
     # matplotlib takes half a second to load, and those who sweep do not always get as far as this.
-    from molgen_pretrain.sweep.report_curves import all_curves
-    from molgen_pretrain.sweep.report_html import page
-    from molgen_pretrain.sweep.report_picture import draw_report
+    from molgen_pretrain.sweep.report.curves import all_curves
+    from molgen_pretrain.sweep.report.html import page
+    from molgen_pretrain.sweep.report.picture import draw_report
 
     table = point_table(report)
     curves = all_curves([point.run for point in report.points])

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from molgen_pretrain.metrics.curves import smooth
-from molgen_pretrain.sweep.report_run import RunRecord
+from molgen_pretrain.sweep.report.run import RunRecord
 
 _DRAWN = 800  # points per curve; a wide screen has about as many columns for it
 _SMOOTHED = 40  # a smoothed curve averages over about 1/20 of the longest run

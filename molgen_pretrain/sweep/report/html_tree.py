@@ -6,8 +6,8 @@ import html
 from collections.abc import Mapping
 
 from molgen_pretrain.metrics.formats import format_duration
-from molgen_pretrain.sweep.report_records import Status, Sweep
-from molgen_pretrain.sweep.report_tree import Lane, lanes
+from molgen_pretrain.sweep.report.records import Status, Sweep
+from molgen_pretrain.sweep.report.tree import Lane, lanes
 
 _LANE_HEIGHT = 34  # pixels, as in style.css
 _MOST_TICKS = 7

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import Enum
 from functools import cached_property
 
-from molgen_pretrain.sweep.report_run import Cost, RunRecord
+from molgen_pretrain.sweep.report.run import Cost, RunRecord
 
 
 class Status(str, Enum):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from molgen_pretrain.metrics.formats import format_duration
-from molgen_pretrain.sweep.report_records import EdgeRecord, Sweep
+from molgen_pretrain.sweep.report.records import EdgeRecord, Sweep
 
 
 @dataclass(frozen=True)

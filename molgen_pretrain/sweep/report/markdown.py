@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from molgen_pretrain.sweep.report_headline import COST_NOTE, commands, figures, problems, times
-from molgen_pretrain.sweep.report_records import Report
-from molgen_pretrain.sweep.report_table import Cell, Column, PointTable
-from molgen_pretrain.sweep.report_tree import tree_text
+from molgen_pretrain.sweep.report.headline import COST_NOTE, commands, figures, problems, times
+from molgen_pretrain.sweep.report.records import Report
+from molgen_pretrain.sweep.report.table import Cell, Column, PointTable
+from molgen_pretrain.sweep.report.tree import tree_text
 
 
 def markdown(report: Report, table: PointTable) -> str:

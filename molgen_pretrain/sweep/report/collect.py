@@ -13,8 +13,8 @@ from typing import Any
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.run_directory import RunDirectory
 from molgen_pretrain.sweep.directory import SweepDirectory
-from molgen_pretrain.sweep.report_records import EdgeRecord, Point, Report, Status, Sweep
-from molgen_pretrain.sweep.report_run import read_run
+from molgen_pretrain.sweep.report.records import EdgeRecord, Point, Report, Status, Sweep
+from molgen_pretrain.sweep.report.run import read_run
 
 logger = logging.getLogger(__name__)
 

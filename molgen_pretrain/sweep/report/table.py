@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from molgen_pretrain.metrics.formats import format_count, format_duration
-from molgen_pretrain.sweep.report_records import Point, Report, Status
-from molgen_pretrain.sweep.report_run import Cost
-from molgen_pretrain.sweep.report_settings import differing_settings, setting_text
+from molgen_pretrain.sweep.report.records import Point, Report, Status
+from molgen_pretrain.sweep.report.run import Cost
+from molgen_pretrain.sweep.report.settings import differing_settings, setting_text
 
 
 @dataclass(frozen=True)

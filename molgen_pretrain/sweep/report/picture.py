@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from molgen_pretrain.metrics.curves import INK, MUTED, style_axes
-from molgen_pretrain.sweep.report_curves import Curve, Curves, close_up
-from molgen_pretrain.sweep.report_headline import figures
-from molgen_pretrain.sweep.report_palette import LIGHT, look
-from molgen_pretrain.sweep.report_records import Report
+from molgen_pretrain.sweep.report.curves import Curve, Curves, close_up
+from molgen_pretrain.sweep.report.headline import figures
+from molgen_pretrain.sweep.report.palette import LIGHT, look
+from molgen_pretrain.sweep.report.records import Report
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))  # as the page's DASHES
 _LONGEST_NAME = 34

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from molgen_pretrain.metrics.formats import format_count, format_duration, format_percent
-from molgen_pretrain.sweep.report_records import Report, Status
-from molgen_pretrain.sweep.report_table import best_point, loss_text
+from molgen_pretrain.sweep.report.records import Report, Status
+from molgen_pretrain.sweep.report.table import best_point, loss_text
 
 COST_NOTE = (
     "Steps and time are those of the rows logged: training, validation and saving, without start-up, "

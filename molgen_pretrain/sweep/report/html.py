@@ -10,12 +10,12 @@ from string import Template
 import orjson
 from plotly.offline import get_plotlyjs
 
-from molgen_pretrain.sweep.report_curves import Curve, Curves, close_up
-from molgen_pretrain.sweep.report_headline import COST_NOTE, Figure, commands, figures, problems, times
-from molgen_pretrain.sweep.report_html_tree import status_mark, tree
-from molgen_pretrain.sweep.report_palette import DARK, DASHES, LIGHT, look
-from molgen_pretrain.sweep.report_records import Report
-from molgen_pretrain.sweep.report_table import Cell, Column, PointTable
+from molgen_pretrain.sweep.report.curves import Curve, Curves, close_up
+from molgen_pretrain.sweep.report.headline import COST_NOTE, Figure, commands, figures, problems, times
+from molgen_pretrain.sweep.report.html_tree import status_mark, tree
+from molgen_pretrain.sweep.report.palette import DARK, DASHES, LIGHT, look
+from molgen_pretrain.sweep.report.records import Report
+from molgen_pretrain.sweep.report.table import Cell, Column, PointTable
 
 _STROKES = {"solid": "", "dash": "5 3", "dot": "1.5 3", "dashdot": "6 3 1.5 3"}  # of the legend, as Plotly's dashes
 
@@ -41,7 +41,7 @@ def page(report: Report, table: PointTable, curves: Sequence[Curves]) -> str:
 
 
 def _asset(name: str) -> str:
-    return (resources.files(__package__) / "report_page" / name).read_text(encoding="utf-8")
+    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
 
 
 def _text(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from molgen_pretrain.sweep.report_records import Point
+from molgen_pretrain.sweep.report.records import Point
 
 # Names and places, which are no settings of the training.
 _BOOKKEEPING = ("run_name", "description", "training.stop_after", "paths.", "hydra.", "hydra/")
