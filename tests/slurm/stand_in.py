@@ -20,7 +20,6 @@ class Plan:
 
     folder: Path
     restarts: int = 0  # it ends a few steps after it has been started again so often
-    crash_of_rank: int = -1  # dies in the third step, as if the kernel had killed it
 
     @property
     def history(self) -> Path:
@@ -48,8 +47,6 @@ def train(plan: Plan) -> None:
             while start < plan.restarts or step < begin + STEPS_AFTER_RESTARTS:
                 time.sleep(STEP_SECONDS)
                 step += 1
-                if plan.crash_of_rank == int(os.environ["RANK"]) and step == 3:
-                    os.abort()
                 number = _highest(plan.folder / f"meet-{start}-{step}", stop.signal)
                 if os.environ["RANK"] == "0":
                     with plan.history.open("a") as history:

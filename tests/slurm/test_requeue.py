@@ -67,20 +67,6 @@ def by_preemption(job: Submitted) -> None:
     job.cluster.run("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
 
 
-def by_requeue(job: Submitted) -> None:
-    job.wait_for_steps(start=0)
-    job.cluster.run("scontrol", "requeue", job.number)
-
-
-def by_cancel(job: Submitted) -> None:
-    job.wait_for_steps(start=0)
-    job.cluster.run("scancel", job.number)
-
-
-def by_itself(job: Submitted) -> None:
-    """Its own settings see to that."""
-
-
 End = tuple[Submitted, tuple[str, int, str]]
 
 
@@ -92,18 +78,13 @@ class Scenario:
     end: tuple[str, int, str]
     max_requeues: int | None = None
     slurm: tuple[tuple[str, Any], ...] = ()
-    crash_of_rank: int = -1
 
 
-# The one with the time limit, which cannot be below a minute, takes longest. Slurm looks at limits every 30 s.
+# What befalls whole training runs of fewer ranks is in test_application.py.
 SCENARIOS = {
-    "time limit": Scenario(by_itself, ("COMPLETED", 1, "finished"), slurm=(("time", 1), ("signal_delay_s", 45))),
     "USR2": Scenario(by_signal, ("COMPLETED", 1, "finished")),
     "preemption": Scenario(by_preemption, ("COMPLETED", 1, "finished"), slurm=(("partition", "low"),)),
-    "scontrol requeue": Scenario(by_requeue, ("COMPLETED", 1, "finished")),
     "limit of requeues": Scenario(by_signal_twice, ("FAILED", 1, "stopped"), max_requeues=1),
-    "scancel": Scenario(by_cancel, ("CANCELLED", 0, "stopped")),
-    "crash of rank 1": Scenario(by_itself, ("FAILED", 0, "none"), crash_of_rank=1),
 }
 
 
@@ -115,7 +96,7 @@ def submit(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         with lock:
             folder = tmp_path_factory.mktemp("job")
             restarts = 1 if scenario.end[2] == "finished" else 99
-            plan = stand_in.Plan(folder, restarts=restarts, crash_of_rank=scenario.crash_of_rank)
+            plan = stand_in.Plan(folder, restarts=restarts)
             limit = "" if scenario.max_requeues is None else scenario.max_requeues
             executor = SlurmExecutor(folder)
             executor.update_parameters(
@@ -160,7 +141,7 @@ def ended(
     return {name: pool.submit(play, scenario) for name, scenario in SCENARIOS.items()}
 
 
-@pytest.mark.parametrize("name", sorted(SCENARIOS, key=lambda name: name == "time limit"))
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_what_becomes_of_a_job(name: str, ended: dict[str, Future[End]]) -> None:
     job, end = ended[name].result(END_SECONDS)
     log = "".join(path.read_text() for path in sorted(job.plan.folder.glob("*_log.out")))
@@ -168,8 +149,7 @@ def test_what_becomes_of_a_job(name: str, ended: dict[str, Future[End]]) -> None
     # No step was lost and none was done twice.
     steps = [step for _, step in job.plan.steps()]
     assert steps == list(range(1, len(steps) + 1))
-    if end[2] != "none":
-        assert int(job.plan.saved.read_text()) == len(steps)
+    assert int(job.plan.saved.read_text()) == len(steps)
 
 
 # In place of Python: says where it is and, in its first start, waits for a signal that it does not handle.
