@@ -10,17 +10,16 @@ TorchTitan goes on from it where it is named step-N in a run's checkpoint folder
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from molgen_pretrain.errors import UserError
 from molgen_pretrain.titan.export import export_titan
 from molgen_pretrain.tools.command_line import run_reporting
 from molgen_pretrain.tools.import_titan import explain
 from molgen_pretrain.tools.titan_source import open_source
 from molgen_pretrain.tools.titan_text import describe_model, describe_settings
+from molgen_pretrain.tools.whole_folder import whole_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,18 +54,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    if options.out.exists():
-        raise UserError(f"{options.out}: exists already; give a new folder")
-    source = open_source(options.source)
-    print(f"{source.path}: Qwen3, {describe_model(source.weights, source.sizes)}")
-    training = source.training_state(options.data_ranks) if options.resume else None
-    temporary = options.out.with_name(f".{options.out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        export_titan(temporary, source.weights, source.sizes, training, fused=not options.separate_qkv)
-        temporary.rename(options.out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(options.out) as folder:
+        source = open_source(options.source)
+        print(f"{source.path}: Qwen3, {describe_model(source.weights, source.sizes)}")
+        training = source.training_state(options.data_ranks) if options.resume else None
+        export_titan(folder, source.weights, source.sizes, training, fused=not options.separate_qkv)
     print(f"written: {options.out}")
     if training is not None:
         print(f"step {training.step:,}, {training.tokens_per_rank:,} tokens per data rank, AdamW's state")
