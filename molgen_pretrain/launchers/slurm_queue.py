@@ -164,9 +164,11 @@ class LocalQueue:
     def _is_running(self, number: str) -> bool:
         try:
             command = Path(f"/proc/{number}/cmdline").read_bytes()
+            if not command:  # of a zombie, and for a moment of a process that has just been started
+                return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] != "Z"
         except OSError:
             return False
-        # Not a process that got the number later. Of a zombie there is no command.
+        # Not a process that got the number later.
         return self._folder in command.decode(errors="replace").split("\0")
 
 

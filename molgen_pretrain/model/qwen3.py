@@ -115,6 +115,8 @@ def build_on_meta(
     """
     with torch.device("meta"):
         model = Qwen3ForPretraining(config)
+    # The padding token separates units, so it is input that is trained on; torch would drop its row's gradient.
+    model.model.embed_tokens.padding_idx = None
     model.loss_chunk_tokens = loss_chunk_tokens
     model.loss_classes = loss_classes
     if document_mask:

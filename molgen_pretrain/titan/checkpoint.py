@@ -61,11 +61,6 @@ class TitanCheckpoint:
     def folder(self) -> Path:
         return self._reader.folder
 
-    @property
-    def has_training_state(self) -> bool:
-        """Whether there is more than weights. The last checkpoint of a run has not, by TorchTitan's default."""
-        return any(name.startswith(STATE_PREFIX) for name in self._reader.tensor_names)
-
     def moments(self) -> dict[str, dict[str, LazyTensor]]:
         """AdamW's state of every weight, by the weight's name and then MOMENTS.
 

@@ -46,6 +46,7 @@ def reference(model: Qwen3ForPretraining) -> Qwen3ForCausalLM:
     """transformers' own class, built the ordinary way, with the same weights."""
     plain = Qwen3ForCausalLM(model.config)
     plain.load_state_dict(model.state_dict())
+    plain.model.embed_tokens.padding_idx = None  # separators are trained as input too
     return plain.train()
 
 
@@ -62,6 +63,14 @@ def test_loss_and_gradients_equal_transformers(tied: bool) -> None:
     expected.backward()
     for (name, parameter), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, msg=name)
+
+
+def test_separators_which_are_padding_tokens_are_trained_as_input() -> None:
+    model = build(dataclasses.replace(TINY, tie_word_embeddings=False))
+    input_ids, labels = batch()
+    input_ids[:, 3] = model.config.pad_token_id
+    model(input_ids, labels).total.backward()
+    assert model.model.embed_tokens.weight.grad[model.config.pad_token_id].norm() > 0
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 24, 72, 1000])
