@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path
 
 from molgen_pretrain.errors import UserError
+from molgen_pretrain.launchers.gpus import DEVICES, visible_gpus
 
 _THREADS = "OMP_NUM_THREADS"
-_DEVICES = "CUDA_VISIBLE_DEVICES"
 _WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -47,7 +44,7 @@ class Shares:
             job[_THREADS] = str(self.threads)
         if self.devices:
             first = slot * self.processes
-            job[_DEVICES] = ",".join(self.devices[first : first + self.processes])
+            job[DEVICES] = ",".join(self.devices[first : first + self.processes])
         if self.processes == 1:
             return [job]
         job |= {
@@ -72,20 +69,11 @@ def _cores() -> int:
 
 
 def _enough_devices(parallel: int, processes: int) -> tuple[str, ...]:
-    visible, needed = _visible_devices(), parallel * processes
+    visible, needed = visible_gpus(), parallel * processes
     if 0 < len(visible) < needed:
         raise UserError(
             f"hydra.launcher.parallel={parallel}: so many jobs of {processes} ranks need {needed} GPUs,"
             f" {len(visible)} are visible; at most {len(visible) // processes} jobs fit, or none needs any with"
-            f" {_DEVICES}= in the environment"
+            f" {DEVICES}= in the environment"
         )
     return tuple(visible[:needed])
-
-
-def _visible_devices() -> list[str]:
-    listed = os.environ.get(_DEVICES)
-    if listed is not None:
-        # CUDA stops at the first entry that is none.
-        return list(takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in listed.split(","))))
-    found = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    return [str(index) for index in range(len(found))]

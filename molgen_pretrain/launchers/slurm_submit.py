@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molgen_pretrain.errors import UserError
+from molgen_pretrain.launchers.gpus import DEVICES, visible_gpus
 from molgen_pretrain.launchers.jobs import Entry, Job
 from molgen_pretrain.launchers.rank import RankTask
 from molgen_pretrain.launchers.slurm_queue import LocalQueue, Queue, SlurmQueue
@@ -155,7 +156,7 @@ class LocalSubmission(Submission):
     def __init__(self, settings: SlurmSettings, folder: Path, entry: Entry) -> None:
         super().__init__(settings, folder, entry)
         self.queue = LocalQueue(self.folder.root)
-        self._parameters = settings.local_parameters(_visible_gpus())
+        self._parameters = settings.local_parameters(_gpu_numbers())
         if settings.detach:
             raise wrong("detach", True, "slurm_local has no queue that would start jobs later; set it to false")
 
@@ -175,17 +176,14 @@ class LocalSubmission(Submission):
             yield records
 
 
-def _visible_gpus() -> list[int]:
+def _gpu_numbers() -> list[int]:
     """Raises UserError where they have names instead of numbers, which submitit cannot hand on."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return sorted(int(path.name[len("nvidia") :]) for path in Path("/dev").glob("nvidia[0-9]*"))
+    names = visible_gpus()
     try:
-        return [int(number) for number in named.split(",") if number.strip()]
+        return [int(name) for name in names]
     except ValueError:
-        raise UserError(
-            f"CUDA_VISIBLE_DEVICES={named}: slurm_local takes numbers; 0,1 or use hydra/launcher=basic"
-        ) from None
+        rule = "slurm_local takes numbers; give 0,1 or use hydra/launcher=basic"
+        raise UserError(f"{DEVICES}={','.join(names)}: {rule}") from None
 
 
 @contextlib.contextmanager

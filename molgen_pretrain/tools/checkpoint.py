@@ -26,7 +26,7 @@ from molgen_pretrain.errors import UserError
 from molgen_pretrain.metrics.formats import format_bytes
 from molgen_pretrain.tools.checkpoint_contents import contents_report
 from molgen_pretrain.tools.checkpoint_list import find_steps, list_report
-from molgen_pretrain.tools.command_line import run_reporting
+from molgen_pretrain.tools.command_line import run_reporting, subcommands
 
 _TABLE_WIDTH = 160  # columns: file names are never folded, a narrow terminal wraps the line
 
@@ -45,21 +45,19 @@ def _explain(error: Exception) -> str | None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's function as `command`, its place as `path`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m molgen_pretrain.tools.checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser, commands = subcommands(
+        "checkpoint",
+        __doc__,
+        (
+            ("list", run_list, "what there is, why it is kept, missing or cut files"),
+            ("verify", run_verify, "read every byte and compare checksums"),
+            ("show", run_show, "facts, training state and tensors of one checkpoint"),
+        ),
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, function, summary in (
-        ("list", run_list, "what there is, why it is kept, missing or cut files"),
-        ("verify", run_verify, "read every byte and compare checksums"),
-        ("show", run_show, "facts, training state and tensors of one checkpoint"),
-    ):
-        command = commands.add_parser(name, help=summary, description=summary)
+    for command in commands.values():
         command.add_argument("path", type=Path, help="a run's directory, its checkpoint folder or a step-* folder")
-        command.set_defaults(command=function)
-    command.add_argument("--tensors", action="store_true", help="every tensor with shape, dtype and size, as a tree")
+    tensors = "every tensor with shape, dtype and size, as a tree"
+    commands["show"].add_argument("--tensors", action="store_true", help=tensors)
     return parser.parse_args(arguments)
 
 

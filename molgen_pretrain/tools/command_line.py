@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,27 @@ from rich.console import Console
 from molgen_pretrain.errors import UserError, error_lines
 
 T = TypeVar("T")
+
+
+Command = tuple[str, Callable[..., int], str]
+"""A subcommand's name, its function, and what it does in a few words."""
+
+
+def subcommands(
+    tool: str, description: str | None, commands: Sequence[Command]
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of `python -m molgen_pretrain.tools.TOOL` and those of its commands, which set `command`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m molgen_pretrain.tools.{tool}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers = {}
+    for name, function, summary in commands:
+        parsers[name] = group.add_parser(name, help=summary, description=summary)
+        parsers[name].set_defaults(command=function)
+    return parser, parsers
 
 
 def run_reporting(action: Callable[[], int], explain: Callable[[Exception], str | None]) -> int:

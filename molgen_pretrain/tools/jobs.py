@@ -27,7 +27,7 @@ from molgen_pretrain.launchers.slurm_queue import LocalQueue, Queue, QueueSilent
 from molgen_pretrain.launchers.slurm_records import JobFolder, JobRecord
 from molgen_pretrain.launchers.slurm_watch import JobWatch
 from molgen_pretrain.sweep.directory import SweepDirectory
-from molgen_pretrain.tools.command_line import run_reporting
+from molgen_pretrain.tools.command_line import run_reporting, subcommands
 from molgen_pretrain.tools.jobs_text import LogTail, jobs_report
 
 _TABLE_WIDTH = 160  # columns: names of run directories are long, a narrow terminal wraps the line
@@ -63,23 +63,21 @@ def _explain(error: Exception) -> str | None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command's function as `command`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m molgen_pretrain.tools.jobs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser, commands = subcommands(
+        "jobs",
+        __doc__,
+        (
+            ("list", run_list, "what became of each job"),
+            ("follow", run_follow, "what the jobs print, until all have ended"),
+            ("cancel", run_cancel, "end jobs for good; running ones save"),
+        ),
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, function, summary in (
-        ("list", run_list, "what became of each job"),
-        ("cancel", run_cancel, "end jobs for good; running ones save"),
-        ("follow", run_follow, "what the jobs print, until all have ended"),
-    ):
-        command = commands.add_parser(name, help=summary, description=summary)
+    for command in commands.values():
         command.add_argument("path", type=Path, metavar="SWEEP", help="a sweep's directory, or the jobs folder in it")
         command.add_argument("--key", action="append", default=[], help="only this job; may be given again")
-        command.set_defaults(command=function)
-    command.add_argument("--rank", type=int, default=0, help="whose output (default 0)")
-    command.add_argument("--poll-seconds", type=float, default=5.0, help="between two looks (default 5)")
+    follow = commands["follow"]
+    follow.add_argument("--rank", type=int, default=0, help="whose output (default 0)")
+    follow.add_argument("--poll-seconds", type=float, default=5.0, help="between two looks (default 5)")
     return parser.parse_args(arguments)
 
 

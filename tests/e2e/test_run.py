@@ -16,7 +16,7 @@ def test_run_directory(whole) -> None:
     names = {p.name for p in run.root.iterdir()}
     assert names == {
         "config.yaml", "overrides.yaml", "run.json", "runtime.log", "metrics.jsonl", "tb",
-        "checkpoint", "hf", "curves.png",
+        "checkpoint", "hf", "curves.png", ".lock",
     }  # fmt: skip
     assert run.facts["status"] == "finished"
     assert run.facts["step"] == 40
