@@ -50,6 +50,10 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
+    def rank_metrics(self, rank: int) -> Path:
+        """Of a rank other than 0, where those are wanted too."""
+        return self.root / f"metrics.rank{rank}.jsonl"
+
     @property
     def tensorboard(self) -> Path:
         return self.root / "tb"

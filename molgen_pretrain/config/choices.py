@@ -107,6 +107,11 @@ class HfExport(str, Enum):
     never = "never"
 
 
+class ExportDtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class GroupPreset(str, Enum):
     none = "none"
     by_type = "by_type"
@@ -130,6 +135,14 @@ class WandbMode(str, Enum):
 class InitMode(str, Enum):
     scratch = "scratch"
     resume = "resume"
+    hf_pretrain = "hf_pretrain"
+
+
+class NewTokens(str, Enum):
+    """What the embedding rows of tokens begin as that a snapshot does not know."""
+
+    normal = "normal"
+    mean = "mean"
 
 
 # Megatron-LM's spellings; one is no Python name.

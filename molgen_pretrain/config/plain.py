@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, ValidationError
 
 from molgen_pretrain.config.choices import InitMode, OnResume
 from molgen_pretrain.config.scheduler_schema import (
@@ -23,7 +23,7 @@ from molgen_pretrain.config.scheduler_schema import (
     WSDConfig,
     WSDSConfig,
 )
-from molgen_pretrain.config.schema import DataConfig, InitConfig, RunConfig
+from molgen_pretrain.config.schema import DataConfig, HfPretrainInit, InitConfig, PathsConfig, ResumeInit, RunConfig
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.schedules import (
     SGDR,
@@ -38,7 +38,8 @@ from molgen_pretrain.schedules import (
     WSDAdaptive,
 )
 
-_INIT_KEYS = {InitMode.scratch: {"mode"}, InitMode.resume: {"mode", "from"}}
+_INIT_SCHEMAS = {InitMode.scratch: InitConfig, InitMode.resume: ResumeInit, InitMode.hf_pretrain: HfPretrainInit}
+_FROM = "from"  # the key that the schemas call `source`
 _SCHEDULES: dict[type[SchedulerConfig], type[Schedule]] = {
     WSDSConfig: WSDS,
     WSDConfig: WSD,
@@ -76,6 +77,16 @@ def build_schedule(cfg: SchedulerConfig) -> Schedule:
 def data_seed(cfg: RunConfig) -> int:
     """The seed of the data's order; null falls back to the run's."""
     return cfg.training.seed if cfg.data.seed is None else cfg.data.seed
+
+
+def runs_dir(paths: PathsConfig) -> Path:
+    """The folder of run directories."""
+    return Path(paths.runs).expanduser().absolute()
+
+
+def resume_source(init: ResumeInit) -> Path:
+    """The run or step directory to start from."""
+    return Path(init.source).expanduser().absolute()
 
 
 def cache_dir(data: DataConfig) -> Path:
@@ -130,13 +141,23 @@ def _unknown_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _init_config(given: dict[str, Any]) -> InitConfig:
+    """The init group in the schema of its mode. Raises UserError for keys and values that are not in it."""
     modes = [m.value for m in InitMode]
     mode_name = given.get("mode")
     if mode_name not in modes:
         raise UserError(f"init.mode={mode_name}: must be one of {', '.join(modes)}")
-    mode = InitMode(mode_name)
-    if unknown := sorted(given.keys() - _INIT_KEYS[mode]):
-        legal = ", ".join(sorted(_INIT_KEYS[mode]))
-        raise UserError(f"init.{unknown[0]}: unknown key for init={mode.value}; legal: {legal}")
-    source = given.get("from")
-    return InitConfig(mode=mode, source=None if source is None else str(source))
+    node = OmegaConf.structured(_INIT_SCHEMAS[InitMode(mode_name)])
+    legal = {_FROM if name == "source" else name: name for name in node}
+    problems = []
+    for key, value in given.items():
+        if key not in legal:
+            problems.append(f"init.{key}: unknown key for init={mode_name}; legal: {', '.join(sorted(legal))}")
+            continue
+        try:
+            node[legal[key]] = value
+        except ValidationError as error:
+            problems.append(f"init.{key}={value}: {str(error).splitlines()[0]}")
+    problems += [f"init.{key}: a value is needed" for key, name in legal.items() if OmegaConf.is_missing(node, name)]
+    if problems:
+        raise UserError("\n".join(problems))
+    return cast("InitConfig", OmegaConf.to_object(node))

@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from molgen_pretrain.config.choices import InitMode
-from molgen_pretrain.config.plain import source_names
-from molgen_pretrain.config.schema import DataConfig, RunConfig, SourceConfig
+from molgen_pretrain.checkpoint.layout import CheckpointLayout
+from molgen_pretrain.config.hf_start import HfStart, check_sizes, match_vocabulary, open_snapshot
+from molgen_pretrain.config.plain import resume_source, runs_dir, source_names
+from molgen_pretrain.config.schema import DataConfig, HfPretrainInit, ResumeInit, RunConfig, SourceConfig
 from molgen_pretrain.data.files import resolve_files
 from molgen_pretrain.data.mixture import Source
 from molgen_pretrain.data.tokenizer import UnitTokenizer
 from molgen_pretrain.errors import UserError
+from molgen_pretrain.run_directory import RunDirectory
 
 T = TypeVar("T")
 
@@ -26,6 +28,7 @@ class Inputs:
     train_sources: list[Source]  # one without a name, unless data.sources names some
     valid_files: list[Path]  # empty without validation
     tokenizer: UnitTokenizer
+    hf_start: HfStart | None = None  # of init=hf_pretrain, unless the run goes on from a checkpoint of its own
 
 
 def preflight(cfg: RunConfig) -> Inputs:
@@ -53,11 +56,17 @@ def preflight(cfg: RunConfig) -> Inputs:
             f"{cfg.data.tokenizer} has tokens ({tokenizer.size}); give model.vocab_size >= {tokenizer.size} "
             "or data.embedding_rows where the model takes it from there"
         )
-    if cfg.init.mode is InitMode.resume and not Path(cfg.init.source).expanduser().is_dir():
-        problems.append(f"init.from={cfg.init.source}: no such folder; give a run directory or a step directory")
+    hf_start: HfStart | None = None
+    init = None if _goes_on(cfg) else cfg.init
+    if isinstance(init, ResumeInit) and not resume_source(init).is_dir():
+        problems.append(f"init.from={init.source}: no such folder; give a run directory or a step directory")
+    if isinstance(init, HfPretrainInit) and (snapshot := attempt(lambda: open_snapshot(init))) is not None:
+        attempt(lambda: check_sizes(cfg.model, snapshot))
+        if tokenizer is not None:
+            hf_start = attempt(lambda: match_vocabulary(init, snapshot, cfg.data.tokenizer))
     if problems or valid is None or tokenizer is None:
         raise UserError("\n".join(problems))
-    return Inputs([source for source in sources if source is not None], valid, tokenizer)
+    return Inputs([source for source in sources if source is not None], valid, tokenizer, hf_start)
 
 
 def source_finders(data: DataConfig) -> Iterator[Callable[[], Source]]:
@@ -66,6 +75,14 @@ def source_finders(data: DataConfig) -> Iterator[Callable[[], Source]]:
         yield lambda: Source("", resolve_files(data.train_path, setting="data.train_path"), 1.0)
     for number, (source, name) in enumerate(zip(data.sources, source_names(data), strict=True)):
         yield partial(_find_source, source, name, f"data.sources[{number}].path")
+
+
+def _goes_on(cfg: RunConfig) -> bool:
+    """Whether the run has checkpoints of its own, from which it continues whatever init says."""
+    if cfg.run_name is None:
+        return False
+    directory = RunDirectory(runs_dir(cfg.paths) / cfg.run_name)
+    return bool(CheckpointLayout(directory.checkpoints).committed_steps())
 
 
 def _find_source(source: SourceConfig, name: str, setting: str) -> Source:

@@ -19,8 +19,10 @@ from molgen_pretrain.config.choices import (
     AsyncMode,
     Device,
     Dtype,
+    ExportDtype,
     HfExport,
     InitMode,
+    NewTokens,
     OnBadLine,
     OnDamage,
     Overflow,
@@ -105,7 +107,7 @@ class ParallelismConfig:
 @dataclass(kw_only=True)
 class TrainingConfig:
     steps: int = MISSING
-    stop_after: int | None = None  # end after this step, saved, as if by a signal; started again without it, it goes on
+    stop_after: int | None = None  # end after this step, saved; started again without it, the run goes on. 0: at once
     seq_len: int = MISSING
     local_batch_size: int = MISSING  # sequences per rank and micro-batch
     global_batch_size: int = -1  # sequences per update; -1: no gradient accumulation
@@ -130,11 +132,14 @@ class CheckpointConfig:
     max_failures: int = 3  # saves in a row that may fail before the run ends
     at_lr: list[float] = field(default_factory=list)  # also keep where a decay first reaches one of these
     hf_export: HfExport = HfExport.last
+    hf_export_dtype: ExportDtype = ExportDtype.float32
+    hf_export_shard_size: str = "4GB"  # most that a weight file holds, where a tensor fits in: KB, MB, GB, TB
 
 
 @dataclass(kw_only=True)
 class MetricsConfig:
     log_freq: int = 10
+    save_for_all_ranks: bool = False  # the others' rows too, in metrics.rankN.jsonl: their own speed and memory
     token_class_loss: bool = False  # also the loss of SMILES, tags, coordinates and the rest by themselves
     tensorboard: bool = True
     wandb: WandbMode = WandbMode.disabled
@@ -168,10 +173,25 @@ class PathsConfig:
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """How the weights begin: `source` is the key `init.from` (a word that Python reserves)."""
+    """How the weights begin; these are random, from `training.seed`.
+
+    In the modes below `source` is the key `init.from`, a word that Python reserves.
+    """
 
     mode: InitMode = InitMode.scratch
-    source: str | None = None
+
+
+@dataclass(kw_only=True)
+class ResumeInit(InitConfig):
+    source: str = MISSING  # a run directory, whose newest step is taken, or a step directory
+    model_only: bool = False  # the weights alone: new optimizer, step 0, data from the start
+
+
+@dataclass(kw_only=True)
+class HfPretrainInit(InitConfig):
+    source: str = MISSING  # a Hugging Face folder, or a hub id where there is no such folder
+    new_tokens: NewTokens = NewTokens.normal  # rows of tokens that the snapshot does not know
+    tokenizer: str | None = None  # of the snapshot, where its folder has none
 
 
 @dataclass(kw_only=True)
@@ -192,7 +212,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
     metrics: MetricsConfig = MISSING
     validation: ValidationConfig = MISSING
-    init: Any = MISSING  # a mapping while composing; `to_run_config` makes it an InitConfig
+    init: Any = MISSING  # a mapping while composing; `to_run_config` makes it an InitConfig of its mode
     paths: PathsConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
     run_name: str | None = None  # a multirun's names the sweep; null: YYMMDD-HHMM-<4 hex>-<description>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,8 @@ from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.parallel.degrees import Degrees, resolve_degrees, tensor_degree_problems, uneven_rows_problems
 from molgen_pretrain.schedules import ScheduleError
+
+_SIZE = re.compile(r"\d*[1-9]\d*(\.\d+)? ?[KMGT]B")
 
 
 def validate(cfg: RunConfig, world_size: int) -> None:
@@ -185,7 +188,8 @@ def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def _training_problems(cfg: RunConfig) -> Iterator[str]:
-    yield from _at_least(cfg, 1, "training.steps", "training.stop_after", "training.local_batch_size")
+    yield from _at_least(cfg, 0, "training.stop_after")
+    yield from _at_least(cfg, 1, "training.steps", "training.local_batch_size")
     yield from _at_least(cfg, 2, "training.seq_len")
     yield from _at_least(cfg, 0, "training.max_norm", "training.max_anomalies", "training.seed", "data.seed")
     yield from _at_least(cfg, 16, "training.spike_window")
@@ -201,6 +205,9 @@ def _cadence_problems(cfg: RunConfig) -> Iterator[str]:
     yield from _at_least(cfg, 0, "checkpoint.keep_latest_k")
     if any(lr <= 0 for lr in cfg.checkpoint.at_lr):
         yield f"checkpoint.at_lr={cfg.checkpoint.at_lr}: learning rates must be positive"
+    size = cfg.checkpoint.hf_export_shard_size
+    if not _SIZE.fullmatch(size):
+        yield f"checkpoint.hf_export_shard_size={size}: must be a size like 500MB or 2GB"
     if cfg.validation.enable:
         yield from _at_least(cfg, 1, "validation.freq", "validation.local_batch_size")
         if cfg.validation.steps < 1 and cfg.validation.steps != -1:

@@ -16,7 +16,7 @@ from molgen_pretrain.config.messages import explain
 from molgen_pretrain.config.validate import validate
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.migration.files import Target, experiment_text, paths_text
-from molgen_pretrain.migration.keys import INIT_MODES_NOT_YET_IN_SCHEMA, KEYS, NOT_YET_IN_SCHEMA
+from molgen_pretrain.migration.keys import KEYS
 from molgen_pretrain.migration.ledger import Ledger
 from molgen_pretrain.migration.problems import Problem
 
@@ -34,11 +34,8 @@ def fewest_processes(ledger: Ledger) -> int:
 def find_problems(ledger: Ledger, processes: int) -> list[Problem]:
     """What the run would refuse. A rule that also depends on a value which is a problem already is left out."""
     choices, settings = dict(ledger.choices), dict(ledger.settings)
-    for key in NOT_YET_IN_SCHEMA:
-        settings.pop(key, None)
-    if choices["init"] in INIT_MODES_NOT_YET_IN_SCHEMA or "init.from" not in settings:
+    if "init.from" not in settings:  # which has been told, where init needs it
         choices["init"] = "scratch"
-        settings.pop("init.from", None)
     with tempfile.TemporaryDirectory() as folder:
         target = Target(Path(folder), _NAME)
         target.experiment.parent.mkdir()

@@ -107,7 +107,7 @@ def check_points(points: Sequence[Point], *, ranks: int) -> None:
     for point in points:
         cfg = point.config
         problems += _labelled(point.name, _problem_of(lambda: validate(cfg, ranks)))  # noqa: B023
-        inputs = repr((cfg.data, cfg.validation.enable, cfg.model.vocab_size, cfg.init))
+        inputs = repr((cfg.data, cfg.validation.enable, cfg.model, cfg.init))
         if inputs not in checked:
             checked[inputs] = _labelled(point.name, _problem_of(lambda: preflight(cfg)))  # noqa: B023
             problems += checked[inputs]

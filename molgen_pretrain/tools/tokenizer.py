@@ -3,10 +3,12 @@
     python -m molgen_pretrain.tools.tokenizer inspect TOKENIZER [--data PATH ...]
     python -m molgen_pretrain.tools.tokenizer extend  BASE --tokens TEXT ... --out DIR
     python -m molgen_pretrain.tools.tokenizer compact BASE --data PATH ... --out DIR
+    python -m molgen_pretrain.tools.tokenizer expand  MODEL --base BASE --out DIR [--unused masked|snapshot]
 
 TOKENIZER and BASE are Hugging Face tokenizer folders, PATHs files of lines, folders of them or globs. inspect shows
 sizes, special tokens and tags, with data also the ids in use and characters per token; extend adds tokens behind the
-others; compact keeps the tokens that the data use, in the same segmentation, which it proves on all of them.
+others; compact keeps the tokens that the data use, in the same segmentation, which it proves on all of them; expand
+writes MODEL, the Hugging Face folder of a model with a compact tokenizer, with all rows of BASE's vocabulary.
 """
 
 from __future__ import annotations
@@ -76,6 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"pad the embedding rows to a multiple (default: {DEFAULT_MULTIPLE})",
     )
     command.set_defaults(run=run_compact)
+    _add_expand(commands.add_parser("expand", help="write a compact model with the rows of the full vocabulary"))
     return parser.parse_args(arguments)
 
 
@@ -125,6 +128,28 @@ def run_compact(options: argparse.Namespace, console: Console) -> int:
         record.write(folder)
     console.print(section(f"written: {options.out}", describe_compaction(record, usage, tokenizer)), soft_wrap=True)
     return 0
+
+
+def run_expand(options: argparse.Namespace, console: Console) -> int:
+    from molgen_pretrain.tools import tokenizer_expand  # here: torch and transformers take seconds
+
+    return tokenizer_expand.run_expand(options, console)
+
+
+def _add_expand(command: argparse.ArgumentParser) -> None:
+    command.add_argument("compact", type=Path, metavar="MODEL", help="a Hugging Face folder with a compact tokenizer")
+    command.add_argument("--base", required=True, metavar="DIR", help="the tokenizer it was made from, or a snapshot")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the expanded model's folder")
+    command.add_argument(
+        "--unused",
+        choices=("masked", "snapshot"),
+        default="masked",
+        help="rows of unused tokens: very unlikely, or the snapshot's (default: masked)",
+    )
+    command.add_argument("--snapshot", metavar="DIR", help="the snapshot, a folder or a hub id (default: --base)")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    command.add_argument("--max-shard-size", metavar="SIZE", default="2GB", help="of a weight file (default: 2GB)")
+    command.set_defaults(run=run_expand)
 
 
 def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from molgen_pretrain.config.choices import WandbMode
+from molgen_pretrain.config.choices import InitMode, WandbMode
 from molgen_pretrain.config.plain import cache_budget_bytes, cache_dir, data_seed
 from molgen_pretrain.config.preflight import Inputs
 from molgen_pretrain.config.schema import RunConfig
@@ -97,7 +97,10 @@ def build_meta_model(cfg: RunConfig, inputs: Inputs) -> tuple[Qwen3ForPretrainin
 
 
 def spread_model(model: Qwen3ForPretraining, cfg: RunConfig, layout: Layout, *, dtype: torch.dtype) -> nn.Module:
-    """Spread a meta model over the ranks and give it initial weights, in place; returns what training calls."""
+    """Spread a meta model over the ranks, in place; returns what training calls.
+
+    It has random weights for init=scratch. For the other modes its memory is left as it is, for `restore` to fill.
+    """
     given = cfg.parallelism
     wrapping = Wrapping(
         compute_dtype=dtype if layout.device.type == "cuda" else torch.float32,
@@ -106,7 +109,8 @@ def spread_model(model: Qwen3ForPretraining, cfg: RunConfig, layout: Layout, *, 
         compile=given.compile,
         cpu_offload=given.cpu_offload,
     )
-    fill = partial(materialize, model, device=layout.device, seed=cfg.training.seed)
+    load = None if cfg.init.mode is InitMode.scratch else _leave_to_restore
+    fill = partial(materialize, model, device=layout.device, seed=cfg.training.seed, load=load)
     wrapped = parallelize(model, model.model.layers, layout, wrapping, fill=fill)
     parameters, compute = f"{count_parameters(model):,}", str(dtype).removeprefix("torch.")
     logger.info(
@@ -122,10 +126,11 @@ def spread_model(model: Qwen3ForPretraining, cfg: RunConfig, layout: Layout, *, 
 def build_metrics(
     cfg: RunConfig, directory: RunDirectory, world: World, console: Console, *, resume_step: int
 ) -> MetricsLogger:
-    """Rank 0 has sinks; its numbers are of all ranks."""
-    if not world.is_main:
-        return MetricsLogger([])
+    """Rank 0 has the sinks; its losses and counts are of all ranks. Rows of the others differ in speed and memory."""
     metrics = cfg.metrics
+    if not world.is_main:
+        own = [JsonlSink(directory.rank_metrics(world.rank), resume_step=resume_step)]
+        return MetricsLogger(own if metrics.save_for_all_ranks else [])
     sinks: list[Sink] = [
         ConsoleSink(cfg.training.steps, console if metrics.progress_bar else None),
         JsonlSink(directory.metrics, resume_step=resume_step),
@@ -172,6 +177,10 @@ def build_batches(
         prefetch_factor=cfg.data.prefetch_factor,
         persistent_workers=cfg.data.persistent_workers,
     )
+
+
+def _leave_to_restore(model: Qwen3ForPretraining) -> None:
+    """Random weights would take a minute for a large model, and not stay."""
 
 
 def _log_data(what: str, data: JsonlTaggedPackedDataset) -> None:

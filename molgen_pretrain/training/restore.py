@@ -1,21 +1,27 @@
-"""Where a run begins: at scratch, at its own newest checkpoint, or at another run's."""
+"""Where a run begins: at scratch, at its own newest checkpoint, at another run's, or at a Hugging Face snapshot."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.checkpoint.layout import step_of
-from molgen_pretrain.config.choices import InitMode, OnDamage, OnResume
-from molgen_pretrain.config.plain import data_seed, resume_policy
-from molgen_pretrain.config.schema import RunConfig
+from molgen_pretrain.config.choices import OnDamage, OnResume
+from molgen_pretrain.config.hf_start import HfStart
+from molgen_pretrain.config.plain import data_seed, resume_policy, resume_source
+from molgen_pretrain.config.schema import HfPretrainInit, ResumeInit, RunConfig
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
+from molgen_pretrain.model.hf_load import RowPlan, load_snapshot
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.schedules import (
     Schedule,
@@ -49,25 +55,34 @@ def restore(
     model: nn.Module,
     applier: ScheduleApplier,
     data: JsonlTaggedPackedDataset,
+    hf_start: HfStart | None,
 ) -> Progress:
-    """Fill model and optimizer from the newest checkpoint there is, and settle which plan holds.
+    """Fill model and optimizer from where the run begins, and settle which plan holds.
 
     The run's own checkpoints come first, whatever init says: a run name that exists is continued. Raises
     UserError where the stored schedule or parameter groups differ and `scheduler.on_resume` is strict.
     """
-    fallback = _falls_back(cfg)
+    fallback, init = _falls_back(cfg), cfg.init
     loaded = checkpointer.load_newest(model=model, optimizer=applier.optimizer, fallback=fallback)
-    if loaded is None and cfg.init.mode is InitMode.resume:
-        source = Path(cfg.init.source).expanduser().absolute()
-        loaded = _load_from(source, checkpointer, model, applier, fallback=fallback)
+    if loaded is None and isinstance(init, ResumeInit):
+        optimizer = None if init.model_only else applier.optimizer
+        loaded = _load_from(resume_source(init), checkpointer, model, optimizer, fallback=fallback)
+        if init.model_only:
+            logger.info("start: step 0 with the weights of %s", loaded[0])
+            return Progress()
     if loaded is None:
-        logger.info("start: from scratch, seed %d", cfg.training.seed)
+        if isinstance(init, HfPretrainInit):
+            _load_hf(model, init, hf_start, rows=cfg.model.vocab_size, seed=cfg.training.seed)
+        else:
+            logger.info("start: from scratch, seed %d", cfg.training.seed)
         return Progress()
     folder, state = loaded
     progress = Progress(**state["progress"])
     logger.info("start: after step %d of %s", progress.step, folder)
     _settle_plan(state, applier, resume_policy(cfg.scheduler))
-    if state["data_order"] != data.order_fingerprint:
+    if state["data_order"] is None:
+        logger.warning("the checkpoint comes from another program: its place in the data is not known")
+    elif state["data_order"] != data.order_fingerprint:
         changed = changed_fields(state["data"], _data_settings(cfg)) or ["the content of its files"]
         logger.warning("the order of the data is no longer the checkpoint's: %s changed", "; ".join(changed))
     if progress.step >= cfg.training.steps:
@@ -106,16 +121,36 @@ def _falls_back(cfg: RunConfig) -> bool:
 
 
 def _load_from(
-    source: Path, checkpointer: Checkpointer, model: nn.Module, applier: ScheduleApplier, *, fallback: bool
+    source: Path, checkpointer: Checkpointer, model: nn.Module, optimizer: Optimizer | None, *, fallback: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Another run's newest checkpoint, or the one step that `source` names."""
+    """Another run's newest checkpoint, or the one step that `source` names. Without `optimizer` the weights alone."""
     if step_of(source) is not None:
-        return source, checkpointer.load(source, model=model, optimizer=applier.optimizer)
+        return source, checkpointer.load(source, model=model, optimizer=optimizer)
     other = Checkpointer(source / checkpointer.layout.root.name, keep_latest_k=0)
-    loaded = other.load_newest(model=model, optimizer=applier.optimizer, fallback=fallback)
+    loaded = other.load_newest(model=model, optimizer=optimizer, fallback=fallback)
     if loaded is None:
         raise UserError(f"init.from={source}: no committed checkpoint in this run; give a step-* folder")
     return loaded
+
+
+def _load_hf(model: nn.Module, init: HfPretrainInit, start: HfStart | None, *, rows: int, seed: int) -> None:
+    """Fill the model from the snapshot. Raises UserError where there was none to open."""
+    if start is None:
+        raise UserError("run_name: the run had checkpoints when it was started, and has none now; start it again")
+    make_plan = partial(RowPlan.extended, tokens=start.tokens)
+    if start.old_ids is not None:
+        make_plan = partial(RowPlan.gathered, old_ids=start.old_ids)
+    plan = make_plan(start.snapshot, base_tokens=start.base_tokens, rows=rows, new_tokens=init.new_tokens.value)
+    load_snapshot(model, start.snapshot, plan, seed=seed)
+    if len(plan.new_rows):
+        logger.info("new rows (init.new_tokens=%s): %s", init.new_tokens.value, _ranges(plan.new_rows.tolist()))
+    logger.info("start: step 0 with the weights of %s", start.snapshot.folder)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: `4, 7-9`."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _settle_plan(state: dict[str, Any], applier: ScheduleApplier, on_resume: OnResume) -> None:

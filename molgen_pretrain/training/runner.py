@@ -16,7 +16,7 @@ from rich.console import Console
 
 from molgen_pretrain.config.advice import advise
 from molgen_pretrain.config.batch import accumulation_steps
-from molgen_pretrain.config.plain import build_schedule
+from molgen_pretrain.config.plain import build_schedule, runs_dir
 from molgen_pretrain.config.preflight import Inputs
 from molgen_pretrain.config.schema import RunConfig, world_size_from_env
 from molgen_pretrain.config.validate import parallel_degrees
@@ -151,7 +151,7 @@ class Runner:
         )
         with ExitStack() as stack:
             checkpoints = stack.enter_context(RunCheckpoints(cfg, directory, world, model, applier, train_data))
-            progress = checkpoints.restore()
+            progress = checkpoints.restore(self.inputs.hf_start)
             # From here on there is something to keep.
             stop = stack.enter_context(StopRequest(announces=world.is_main, is_lost=world.peers.are_lost))
             metrics = build_metrics(cfg, directory, world, self.console, resume_step=progress.step)
@@ -180,8 +180,9 @@ class Runner:
                 # Innermost, so that log, metrics and a save under way hear of a lost rank by its cause.
                 with world.peers.explained():
                     signal_number = trainer.train()
-                    is_finished = not (signal_number or trainer.is_paused)
-                    checkpoints.keep_last(progress, trainer.kept, is_finished=is_finished)
+                    is_paused = not signal_number and trainer.is_paused
+                    is_finished = not (signal_number or is_paused)
+                    checkpoints.keep_last(progress, trainer.kept, is_finished=is_finished, is_paused=is_paused)
                 exit_code = 0
             finally:
                 metrics.close(exit_code)
@@ -241,7 +242,7 @@ class Runner:
 
     def _claim_root(self) -> Path:
         """The run's folder, made if need be; one whose name is made up here is nobody else's."""
-        runs = Path(self.cfg.paths.runs).expanduser().absolute()
+        runs = runs_dir(self.cfg.paths)
         try:
             if self.cfg.run_name:
                 root = runs / self.cfg.run_name

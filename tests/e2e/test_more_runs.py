@@ -1,4 +1,4 @@
-"""Runs that differ from the usual one: other precision, workers, sweeps, real data, wandb."""
+"""Runs that differ from the usual one: other precision, workers, real data, wandb."""
 
 import signal
 from pathlib import Path
@@ -16,15 +16,6 @@ def test_bfloat16_resumes_bit_for_bit_with_a_data_worker(app, tiny) -> None:
     app.interrupt(*options, *name, after_step=after, by=signal.SIGKILL)
     _, killed = app.run(*options, *name)
     assert killed.curve(*EXACT) == whole.curve(*EXACT)
-
-
-def test_multirun_gives_each_point_its_own_directory(app, tiny) -> None:
-    short = (*tiny, "training.steps=2", "scheduler.checkpoints=[2]", "validation.enable=false")
-    app.run("-m", *short, "optimizer.lr=1e-3,2e-3")
-    runs = sorted(p for p in (app.folder / "runs").iterdir() if p.is_dir())
-    assert len(runs) == 2
-    rates = {(run / "overrides.yaml").read_text().split("optimizer.lr=")[1].split('"')[0] for run in runs}
-    assert rates == {"0.001", "0.002"}
 
 
 def test_finite_data_ends_the_run_early_and_in_order(app, tiny) -> None:

@@ -63,7 +63,7 @@ def test_the_last_save_has_to_work(faulty, tiny, whole, mode: str) -> None:
     asked = at(37, "forward", "signalled", number=int(signal.SIGTERM))
     output, run = faulty.run(*options, faults=[blocked, asked], code=1)
     assert "error: step 37, the last, could not be saved" in output
-    assert "run_name=last goes on from what was saved" in output
+    assert "(run_name=last) the run goes on from what was saved" in output
     assert "Traceback" not in output
     assert run.facts["status"] == "failed"
     folder.unlink()

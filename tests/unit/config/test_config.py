@@ -42,7 +42,7 @@ def message_of(*overrides: str, world_size: int = 1) -> str:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_is_valid(choice: str) -> None:
-    extra = ["init.from=somewhere"] if choice == "init=resume" else []
+    extra = ["init.from=somewhere"] if choice in ("init=resume", "init=hf_pretrain") else []
     cfg = composed(choice, *extra)
     validate(cfg, world_size=2 if choice in ("parallelism=hsdp", "parallelism=fsdp_tp") else 1)
     group, _, name = choice.partition("=")
@@ -98,9 +98,16 @@ def test_run_name_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert composed().run_name == "from-run-name"
 
 
+def test_description_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOB_DESCRIPTION", "a-job")
+    assert composed().description == "a-job"
+    monkeypatch.setenv("RUN_DESC", "a-run")
+    assert composed().description == "a-run"
+
+
 def test_init_from_becomes_source() -> None:
-    init = composed("init=resume", "init.from=/runs/a").init
-    assert (init.mode, init.source) == (InitMode.resume, "/runs/a")
+    init = composed("init=resume", "init.from=/runs/a", "init.model_only=true").init
+    assert (init.mode, init.source, init.model_only) == (InitMode.resume, "/runs/a", True)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,11 @@ def test_init_from_becomes_source() -> None:
         (["scheduler=constant", "scheduler.decay_frac=0.1"], ["scheduler.decay_frac: unknown key", "warmup_steps"]),
         (["init=resume"], ["init.from: a value is needed"]),
         (["init=scratch", "+init.from=x"], ["init.from: unknown key for init=scratch"]),
+        (["init=resume", "init.from=null"], ["init.from=None: "]),
+        (["init=resume", "init.from=x", "init.model_only=maybe"], ["init.model_only=maybe", "bool"]),
+        (["init=resume", "init.from=x", "+init.new_tokens=mean"], ["init.new_tokens: unknown key for init=resume"]),
+        (["init=hf_pretrain", "init.from=x", "init.new_tokens=zero"], ["init.new_tokens=zero", "normal, mean"]),
+        (["checkpoint.hf_export_shard_size=2GiB"], ["checkpoint.hf_export_shard_size=2GiB", "2GB"]),
         (["scheduler.checkpoints=[100,50]"], ["scheduler.checkpoints=[100, 50]", "strictly increasing"]),
         (["scheduler.checkpoints=[5000]"], ["[5000] beyond the run's 400 steps", "raise training.steps"]),
         (["training.global_batch_size=13"], ["training.global_batch_size=13", "nearest legal: 12 or 16"]),

@@ -9,7 +9,7 @@ import pytest
 
 from molgen_pretrain.config.choices import InitMode
 from molgen_pretrain.config.plain import build_schedule
-from molgen_pretrain.config.schema import MetricsConfig, RunConfig
+from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.migration import Migration
 
@@ -135,20 +135,16 @@ def test_every_key_is_accounted_for(migrated, old_text) -> None:
 
 
 def test_the_composed_run_has_the_values_of_a_resume(composed, old_text) -> None:
-    text = old_text("full").replace('"hf_pretrain"', '"resume"').replace("save_for_all_ranks = true\n", "")
+    text = old_text("full").replace('"hf_pretrain"', '"resume"')
     cfg = composed(text)
     assert values(cfg, FULL) == FULL
     assert (cfg.init.mode, cfg.init.source) == (InitMode.resume, "/scratch/checkpoints/run1/step-1000")
 
 
-@pytest.mark.skipif(
-    "hf_pretrain" not in InitMode.__members__ or not hasattr(MetricsConfig, "save_for_all_ranks"),
-    reason="init=hf_pretrain and metrics.save_for_all_ranks are not there yet",
-)
 def test_the_composed_run_has_the_values_of_a_pretrained_start(composed, old_text) -> None:
     cfg = composed(old_text("full"))
     assert values(cfg, FULL) == FULL
-    assert (cfg.init.mode.value, cfg.init.source) == ("hf_pretrain", "/scratch/models/Qwen3-0.6B-Base")
+    assert (cfg.init.mode, cfg.init.source) == (InitMode.hf_pretrain, "/scratch/models/Qwen3-0.6B-Base")
     assert cfg.metrics.save_for_all_ranks is True
 
 
