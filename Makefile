@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# Processes that run the tests; many tests start several themselves.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test check bench clean
@@ -28,8 +30,8 @@ train: $(STAMP)  ## Set up, then pretrain a small Qwen3 on the bundled sample (A
 	@$(BIN)/molgen-pretrain $(ARGS)
 
 test: $(STAMP)  ## Set up, then run the tests (ARGS="-k schedules")
-	@echo "test: pytest $(ARGS)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "test: pytest -n $(WORKERS) --dist loadfile $(ARGS)"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## Lint, format check, types
 	@echo "check: ruff check, ruff format --check, mypy"

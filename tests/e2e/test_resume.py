@@ -40,13 +40,13 @@ def test_sigterm_and_ctrl_c_save_and_exit(app, faulty, tiny, whole, by: signal.S
     assert run.facts["status"] == "finished"
 
 
-def test_torchrun_and_ctrl_c(app, tiny, whole_on_two) -> None:
+def test_torchrun_and_ctrl_c(app, faulty, tiny, whole_on_two) -> None:
     _, whole_run = whole_on_two
     name = "run_name=stopped"
     _, output, run = app.interrupt(*tiny, name, after_step=10, by=signal.SIGINT, processes=2)
     stopped_at = run.steps_saved()[-1]
     assert 10 <= stopped_at < 40, output
-    app.run(*tiny, name, processes=2)
+    faulty.run(*tiny, "parallelism=fsdp", name, ranks=2)
     assert run.curve(*EXACT) == whole_run.curve(*EXACT)
 
 

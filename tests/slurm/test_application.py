@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -142,13 +143,15 @@ def by_usr2(user: User, job: str) -> None:
 
 
 def by_time_limit(user: User, job: str) -> None:
-    """Frozen until Slurm sends the signal: it knows no limits below a minute."""
-    if int(user.cluster.show(job)["Restarts"]):  # this machine is so slow that the signal has come already
-        return
-    process = process_of(job, 0)
-    os.kill(process, signal.SIGSTOP)
-    _until(lambda: _pending(process, signal.SIGUSR2), "no signal before the time limit")
-    os.kill(process, signal.SIGCONT)
+    """Frozen until Slurm sends the signal: it knows no limits below a minute.
+
+    On a slow machine it may be sent without that, and the process be gone.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        process = process_of(job, 0)
+        os.kill(process, signal.SIGSTOP)
+        _until(lambda: _pending(process, signal.SIGUSR2), "no signal before the time limit")
+        os.kill(process, signal.SIGCONT)
 
 
 def _pending(process: int, number: int) -> bool:

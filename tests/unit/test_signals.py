@@ -137,5 +137,6 @@ def test_a_process_that_does_not_come_out_is_ended() -> None:
     process = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
+    time.sleep(0.5)  # from the word to the lock
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=10) == 128 + signal.SIGUSR2
