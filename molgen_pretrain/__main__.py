@@ -10,8 +10,17 @@ from omegaconf import DictConfig
 
 from molgen_pretrain.config.frozen import freeze
 from molgen_pretrain.config.store import conf_dir, register
+from molgen_pretrain.errors import UserError
 from molgen_pretrain.job import leave_in_order, report_errors, train
 from molgen_pretrain.sweep.task import FULL_ERROR, wants_traceback
+
+
+def run_single(cfg: DictConfig) -> None:
+    """One run, without a sweep around it. Raises UserError for settings that only a sweep has."""
+    run = freeze(cfg, HydraConfig.get().overrides.task)
+    if run.config.sweep.plan_only:
+        raise UserError("sweep.plan_only=true: shows the plan of a sweep; start one with -m as the first argument")
+    train(run)
 
 
 def main() -> None:
@@ -24,7 +33,7 @@ def _compose_and_run() -> None:
 
     def task(cfg: DictConfig) -> None:
         # Caught inside the job, because Hydra prints a line of its own about every error that leaves one.
-        report_errors(lambda: train(freeze(cfg, HydraConfig.get().overrides.task)), wants_traceback=wants_traceback())
+        report_errors(lambda: run_single(cfg), wants_traceback=wants_traceback())
 
     # Hydra would print its own abridged traceback; with this switch errors of composition arrive here instead.
     os.environ[FULL_ERROR] = "1"

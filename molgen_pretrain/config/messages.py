@@ -46,6 +46,8 @@ def _omegaconf(error: OmegaConfBaseException, given: str) -> str:
 
 def _unknown_key(error: OmegaConfBaseException, given: str) -> str:
     full_key = str(error.full_key or given.lstrip("+").partition("=")[0])
+    if full_key in ("launcher", "sweeper"):
+        return f"{given.partition('=')[0] or full_key}: unknown key; Hydra's own settings begin with hydra.{full_key}."
     section, _, key = full_key.rpartition(".")
     parent = error.parent_node
     legal = sorted(str(k) for k in parent) if isinstance(parent, DictConfig) else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ class WandbSink(Sink):
     The environment wins over the arguments where it speaks: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY,
     WANDB_GROUP, WANDB_DIR, WANDB_RUN_NAME. Offline runs lie in `<directory>/wandb` until `wandb sync`.
 
+    `inherited`: rows of steps that another run trained for this one, sent first, so that its curves are whole.
+
     `timeout_seconds` bounds each wait for the network in online mode: log-in, start, and the last upload.
     """
 
@@ -42,6 +44,7 @@ class WandbSink(Sink):
         entity: str | None = None,
         group: str | None = None,
         config: Mapping[str, Any] | None = None,
+        inherited: Sequence[Row] = (),
         timeout_seconds: float = 60.0,
     ) -> None:
         if mode not in MODES:
@@ -54,6 +57,7 @@ class WandbSink(Sink):
         self._entity = os.environ.get("WANDB_ENTITY") or entity
         self._group = os.environ.get("WANDB_GROUP") or group
         self._config = dict(config or {})
+        self._inherited = inherited
         self._timeout_seconds = timeout_seconds
         self._run: wandb.Run | None = None
         self._kinds: set[str] = set()
@@ -82,6 +86,8 @@ class WandbSink(Sink):
         logger.info("wandb: %s run %s in %s", self._mode, self._run_id, self._run.dir)
         if self._mode == "online":
             logger.info("wandb: %s", self._run.url)
+        for row in self._inherited:
+            self.log(row)
 
     def _settings(self) -> wandb.Settings:
         import wandb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from molgen_pretrain.data.token_classes import TOKEN_CLASSES
 from molgen_pretrain.metrics.console import ConsoleSink
 from molgen_pretrain.metrics.jsonl import JsonlSink
 from molgen_pretrain.metrics.logger import MetricsLogger, Sink
+from molgen_pretrain.metrics.rows import Row
 from molgen_pretrain.metrics.tensorboard import TensorBoardSink
 from molgen_pretrain.metrics.throughput import Throughput, peak_flops
 from molgen_pretrain.metrics.wandb import WandbSink
@@ -124,9 +126,18 @@ def spread_model(model: Qwen3ForPretraining, cfg: RunConfig, layout: Layout, *, 
 
 
 def build_metrics(
-    cfg: RunConfig, directory: RunDirectory, world: World, console: Console, *, resume_step: int
+    cfg: RunConfig,
+    directory: RunDirectory,
+    world: World,
+    console: Console,
+    *,
+    resume_step: int,
+    inherited: Sequence[Row],
 ) -> MetricsLogger:
-    """Rank 0 has the sinks; its losses and counts are of all ranks. Rows of the others differ in speed and memory."""
+    """Rank 0 has the sinks; its losses and counts are of all ranks. Rows of the others differ in speed and memory.
+
+    `inherited`: rows that stood in the directory before the run's first start, since it branches off another one.
+    """
     metrics = cfg.metrics
     if not world.is_main:
         own = [JsonlSink(directory.rank_metrics(world.rank), resume_step=resume_step)]
@@ -148,6 +159,7 @@ def build_metrics(
                 entity=metrics.wandb_entity,
                 group=metrics.wandb_group,
                 config=asdict(cfg),
+                inherited=inherited,
             )
         )
     return MetricsLogger(sinks)

@@ -24,7 +24,7 @@ from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.metrics.logger import MetricsLogger
-from molgen_pretrain.metrics.rows import read_rows
+from molgen_pretrain.metrics.rows import Row, read_rows
 from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.degrees import Degrees
@@ -91,6 +91,7 @@ class Runner:
         self.autocast = autocast_factory(self.dtype, world.device, sharded=degrees.fsdp)
         self.console = Console()
         self._held = ExitStack()  # the lock of the run directory
+        self._inherited: Sequence[Row] = ()
         self.began = time.monotonic()
 
     def run(self, resolved_yaml: str, overrides: Sequence[str]) -> int:
@@ -154,7 +155,9 @@ class Runner:
             progress = checkpoints.restore(self.inputs.hf_start)
             # From here on there is something to keep.
             stop = stack.enter_context(StopRequest(announces=world.is_main, is_lost=world.peers.are_lost))
-            metrics = build_metrics(cfg, directory, world, self.console, resume_step=progress.step)
+            metrics = build_metrics(
+                cfg, directory, world, self.console, resume_step=progress.step, inherited=self._inherited
+            )
             validator = self._build_validator(valid_data, gradients, stop)
             trainer = Trainer(
                 gradients=gradients,
@@ -225,7 +228,10 @@ class Runner:
         directory = RunDirectory(self.world.broadcast(root))
         if self.world.is_main:
             directory.write_config(resolved_yaml, overrides)
-            run_id = directory.read_facts().get("run_id") or secrets.token_hex(8)
+            run_id = directory.read_facts().get("run_id")
+            if run_id is None and directory.metrics.exists():
+                self._inherited = read_rows(directory.metrics)
+            run_id = run_id or secrets.token_hex(8)
             directory.update_facts(
                 run_id=run_id,
                 run_name=directory.name,

@@ -35,6 +35,11 @@ def tokenizer_without_pad(tmp_path: Path) -> Path:
         (["model.vocab_size=100"], "error: model.vocab_size=100: the embedding has fewer rows than the tokenizer"),
         (["init=resume", "init.from=nowhere"], "error: init.from=nowhere: no such folder"),
         (["optimizer.groups=[{match: '*.nrom.weight'}]"], "match=*.nrom.weight: matches no parameter; nearest names"),
+        (["sweep.plan_only=true"], "error: sweep.plan_only=true: shows the plan of a sweep; start one with -m"),
+        (
+            ["launcher.detach=true"],
+            "error: launcher.detach: unknown key; Hydra's own settings begin with hydra.launcher.",
+        ),
         (["data.train_path=bad.jsonl"], "error: data.train_path: no usable line"),
         (["data.train_path=bad.jsonl", "data.on_bad_line=error"], "bad.jsonl:1"),
     ],

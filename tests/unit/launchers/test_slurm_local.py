@@ -85,7 +85,7 @@ def test_a_signal_lets_the_jobs_save(tmp_path: Path) -> None:
     stopper.join()
     assert {key: outcome.state for key, outcome in told.items()} == {"long": State.STOPPED, "below": State.BLOCKED}
     word = tmp_path / "jobs" / "long.outcome.json"
-    for _ in range(100):
+    for _ in range(600):
         if word.exists():
             break
         threading.Event().wait(0.1)

@@ -60,6 +60,7 @@ def test_offline_run_holds_rows_names_and_exit_code(
         project="fallback-project",
         group="fallback-group",
         config={"training": {"steps": 2}},
+        inherited=[{"kind": "train", "step": 10, "loss": 3.0}],
     )
     logger = MetricsLogger([sink])
     assert logger.active == ("wandb",), caplog.text
@@ -81,8 +82,9 @@ def test_offline_run_holds_rows_names_and_exit_code(
         for record in found
         if record.HasField("history")
     ]
-    assert (history[0]["step"], history[0]["train/loss"]) == ("20", "2.5")
-    assert (history[1]["step"], history[1]["validation/loss"]) == ("20", "2.75")
+    assert (history[0]["step"], history[0]["train/loss"]) == ("10", "3")
+    assert (history[1]["step"], history[1]["train/loss"]) == ("20", "2.5")
+    assert (history[2]["step"], history[2]["validation/loss"]) == ("20", "2.75")
     metrics = {record.metric.glob_name: record.metric for record in found if record.HasField("metric")}
     assert {"train/*", "validation/*"} <= set(metrics)
     (exit_record,) = [record.exit for record in found if record.HasField("exit")]
