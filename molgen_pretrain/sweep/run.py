@@ -44,6 +44,10 @@ class Sweep:
         Raises UserError where a point did not finish, Interrupted where a signal stopped the sweep.
         """
         root = self.directory.root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"paths.runs={root.parent}: {error}; give a folder that can be written") from error
         with held_run(root, wait_seconds=0):
             self._check_stored()
             open_log(self.directory.log)

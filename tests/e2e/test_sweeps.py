@@ -175,6 +175,10 @@ def test_mistakes_of_any_point_are_told_before_anything_is_trained(app, tiny) ->
     assert "local_batch_size=4,lr=-1: optimizer.lr=-1.0: must be positive" in output
     assert "local_batch_size=3,lr=0.001: training.global_batch_size=8: must be" in output
     assert not (app.folder / "runs").exists()
+    (app.folder / "file").touch()
+    output, _ = app.run("-m", *tiny, "training.seed=1,2", "paths.runs=file", code=1)
+    assert "error: paths.runs=" in output
+    assert "Traceback" not in output
     output, _ = app.run("-m", *tiny, "sweep.plan_only=true", "training.seed=1,2")
     assert "2 points: 80 steps" in output
     assert not (app.folder / "runs").exists()
