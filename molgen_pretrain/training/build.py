@@ -132,7 +132,7 @@ def build_metrics(
     console: Console,
     *,
     resume_step: int,
-    inherited: Sequence[Row],
+    inherited: Sequence[Row] = (),
 ) -> MetricsLogger:
     """Rank 0 has the sinks; its losses and counts are of all ranks. Rows of the others differ in speed and memory.
 
