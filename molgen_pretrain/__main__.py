@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from molgen_pretrain.config.frozen import freeze
 from molgen_pretrain.config.store import conf_dir, register
-from molgen_pretrain.errors import UserError
+from molgen_pretrain.errors import FULL_ERROR, UserError
 from molgen_pretrain.job import leave_in_order, report_errors, train
-from molgen_pretrain.sweep.task import FULL_ERROR, wants_traceback
+from molgen_pretrain.sweep.task import wants_traceback
 
 
 def run_single(cfg: DictConfig) -> None:

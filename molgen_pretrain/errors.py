@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: configuration, paths, files.
@@ -26,3 +28,8 @@ def error_lines(message: str) -> str:
     rank = os.environ.get("RANK")
     prefix = "error: " if rank is None else f"[rank {rank}] error: "
     return "\n".join(prefix + line for line in message.splitlines())
+
+
+def full_errors() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return os.environ.get(FULL_ERROR, "0") not in ("", "0")

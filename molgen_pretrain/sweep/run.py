@@ -104,7 +104,7 @@ class Sweep:
         """Keys of edges to be trained: leaves that are not finished, and trunks that one of them still needs."""
         missing: set[str] = set()
         for edge in reversed(self.forest.edges):  # children first
-            children = [e for e in self.forest.edges if e.parent == edge.key]
+            children = self.forest.children(edge.key)
             is_needed = edge.is_leaf or any(c.key in missing and not self._is_begun(c) for c in children)
             if is_needed and not self._is_done(edge):
                 missing.add(edge.key)

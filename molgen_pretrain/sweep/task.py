@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from molgen_pretrain.config.frozen import FrozenRun
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
+from molgen_pretrain.errors import full_errors
 
 
 @dataclass(frozen=True)
@@ -34,4 +32,4 @@ class Task:
 @cache
 def wants_traceback() -> bool:
     """Whether the user has set HYDRA_FULL_ERROR: asked first before the application sets it for Hydra."""
-    return os.environ.get(FULL_ERROR, "0") not in ("", "0")
+    return full_errors()

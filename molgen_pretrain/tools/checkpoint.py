@@ -22,7 +22,6 @@ from rich.tree import Tree
 
 from molgen_pretrain.checkpoint.commit import find_problems, read_manifest
 from molgen_pretrain.checkpoint.errors import CheckpointDamaged
-from molgen_pretrain.errors import UserError
 from molgen_pretrain.metrics.formats import format_bytes
 from molgen_pretrain.tools.checkpoint_contents import contents_report
 from molgen_pretrain.tools.checkpoint_list import find_steps, list_report
@@ -36,11 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     console = Console(highlight=False)
     console.width = max(console.width, _TABLE_WIDTH)
-    return run_reporting(lambda: options.command(options, console), _explain)
-
-
-def _explain(error: Exception) -> str | None:
-    return str(error) if isinstance(error, UserError | OSError) else None
+    return run_reporting(lambda: options.command(options, console))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

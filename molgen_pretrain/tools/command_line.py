@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from molgen_pretrain.errors import UserError, error_lines
+from molgen_pretrain.errors import UserError, error_lines, full_errors
 
 T = TypeVar("T")
 
@@ -37,14 +36,19 @@ def subcommands(
     return parser, parsers
 
 
-def run_reporting(action: Callable[[], int], explain: Callable[[Exception], str | None]) -> int:
+def explain_mistake(error: Exception) -> str | None:
+    """The message of a mistake of the user's, or of the file system; None for any other error."""
+    return str(error) if isinstance(error, UserError | OSError) else None
+
+
+def run_reporting(action: Callable[[], int], explain: Callable[[Exception], str | None] = explain_mistake) -> int:
     """The action's exit code; 1 for a mistake of the user's, whose message `explain` finds. HYDRA_FULL_ERROR=1 shows
     the trace instead."""
     try:
         return action()
     except Exception as error:
         message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
+        if message is None or full_errors():
             raise
         print(error_lines(message), file=sys.stderr)
         return 1

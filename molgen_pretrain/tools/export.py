@@ -34,11 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 where a checkpoint is damaged or the user's words lead nowhere."""
     options = parse(arguments)
     console = Console(highlight=False)
-    return run_reporting(lambda: run(options, console), _explain)
-
-
-def _explain(error: Exception) -> str | None:
-    return str(error) if isinstance(error, UserError | OSError) else None
+    return run_reporting(lambda: run(options, console))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

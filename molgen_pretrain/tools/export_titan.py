@@ -16,7 +16,6 @@ from pathlib import Path
 
 from molgen_pretrain.titan.export import export_titan
 from molgen_pretrain.tools.command_line import run_reporting
-from molgen_pretrain.tools.import_titan import explain
 from molgen_pretrain.tools.titan_source import open_source
 from molgen_pretrain.tools.titan_text import describe_model, describe_settings
 from molgen_pretrain.tools.whole_folder import whole_folder
@@ -25,7 +24,7 @@ from molgen_pretrain.tools.whole_folder import whole_folder
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 for what the user can mend."""
     options = parse(arguments)
-    return run_reporting(lambda: run_export(options), explain)
+    return run_reporting(lambda: run_export(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -19,7 +19,6 @@ import torch
 from transformers import Qwen3Config
 
 from molgen_pretrain.checkpoint.layout import CheckpointLayout
-from molgen_pretrain.errors import UserError
 from molgen_pretrain.model.hf_io import write_hf_folder
 from molgen_pretrain.model.hf_weights import plan_files
 from molgen_pretrain.titan.checkpoint import TitanCheckpoint
@@ -36,11 +35,7 @@ _MAX_FILE_BYTES = 2 * 10**9  # of a checkpoint of ours
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 for what the user can mend."""
     options = parse(arguments)
-    return run_reporting(lambda: run_import(options), explain)
-
-
-def explain(error: Exception) -> str | None:
-    return str(error) if isinstance(error, UserError | OSError) else None
+    return run_reporting(lambda: run_import(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

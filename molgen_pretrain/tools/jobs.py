@@ -27,7 +27,7 @@ from molgen_pretrain.launchers.slurm_queue import LocalQueue, Queue, QueueSilent
 from molgen_pretrain.launchers.slurm_records import JobFolder, JobRecord
 from molgen_pretrain.launchers.slurm_watch import JobWatch
 from molgen_pretrain.sweep.directory import SweepDirectory
-from molgen_pretrain.tools.command_line import run_reporting, subcommands
+from molgen_pretrain.tools.command_line import explain_mistake, run_reporting, subcommands
 from molgen_pretrain.tools.jobs_text import LogTail, jobs_report
 
 _TABLE_WIDTH = 160  # columns: names of run directories are long, a narrow terminal wraps the line
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> str | None:
-    return str(error) if isinstance(error, UserError | QueueSilent | OSError) else None
+    return str(error) if isinstance(error, QueueSilent) else explain_mistake(error)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

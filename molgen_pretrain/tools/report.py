@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from molgen_pretrain.errors import UserError
 from molgen_pretrain.sweep.report.make import make_report
 from molgen_pretrain.tools.command_line import run_reporting
 
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 for a mistake of the user's."""
     options = parse(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)  # on stderr: what is left out, and why
-    return run_reporting(lambda: report(options.folders, options.out), _explain)
+    return run_reporting(lambda: report(options.folders, options.out))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,10 +51,6 @@ def expand(word: str) -> list[Path]:
     if path.exists() or not glob.has_magic(word):
         return [path]
     return sorted(folder for match in glob.glob(word) if (folder := Path(match)).is_dir())
-
-
-def _explain(error: Exception) -> str | None:
-    return str(error) if isinstance(error, UserError | OSError) else None
 
 
 if __name__ == "__main__":
