@@ -2,9 +2,9 @@
 
     python benchmarks/document_mask.py [--seq-lens 2048 4096] [--tokens 16384] [--rounds 10]
 
-On a GPU the sizes are Qwen3-0.6B's, in bfloat16; on a CPU a tiny model shows that the script runs, and there is no
-kernel. Rows are full of units whose lengths are those of the conformers. The three are timed in turn, round by
-round, forward and backward, and the medians are printed as a Markdown table beside the ratio to plain attention.
+On a GPU the sizes are Qwen3-0.6B's, in bfloat16; on a CPU a tiny model's, in float32. Rows are full
+of units whose lengths are those of the conformers. The three are timed in turn, round by round, forward and
+backward, and the medians are printed as a Markdown table beside the ratio to plain attention.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from molgen_pretrain.model.document_mask import document_arguments, document_attention, has_varlen_kernel
-from molgen_pretrain.model.loss import IGNORE_INDEX
+from molgen_pretrain.model.document_mask import (
+    block_causal_mask,
+    causal_arguments,
+    document_arguments,
+    document_attention,
+    has_varlen_kernel,
+)
 from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining, build_on_meta, materialize
 
 # Tokens per unit, separator included: 20 quantiles of the training conformers with the custom Qwen3 tokenizer.
@@ -60,13 +65,12 @@ def main() -> None:
         rows = max(1, options.tokens // seq_len) if device.type == "cuda" else 2
         batch = full_rows(rows, seq_len, model.config.vocab_size, device)
         for what, cases in (
-            ("borders or mask, once per forward", preparations(batch, model)),
             ("attention of one layer", attentions(batch, model)),
-            ("forward and backward", trainings(batch, model)),
+            ("the decoder", trainings(batch, model)),
         ):
             print_row(f"{what} | {rows} x {seq_len}", medians(cases, options.rounds, device))
         if device.type == "cuda":
-            print_row(f"memory of forward and backward, GiB | {rows} x {seq_len}", peaks(trainings(batch, model)))
+            print_row(f"memory of the decoder, GiB | {rows} x {seq_len}", peaks(trainings(batch, model)))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,7 +85,7 @@ def build(device: torch.device) -> Qwen3ForPretraining:
     on_gpu = device.type == "cuda"
     arch = QWEN3_0_6B if on_gpu else TINY
     config = arch.hf_config(eos_token_id=0, pad_token_id=0)
-    model = build_on_meta(config, loss_chunk_tokens=2048 if on_gpu else 0, document_mask=True)
+    model = build_on_meta(config, document_mask=True)
     materialize(model, device=device, seed=1)
     if on_gpu:
         for parameter in model.parameters():  # as FSDP2's mixed precision hands them to the forward
@@ -100,21 +104,23 @@ def full_rows(rows: int, seq_len: int, vocab_size: int, device: torch.device) ->
             row[filled : filled + length] = torch.arange(length)
             filled += length
     input_ids = torch.randint(vocab_size, (rows, seq_len), generator=torch.Generator().manual_seed(0))
-    labels = input_ids.roll(-1, dims=1)
-    labels[places.roll(-1, dims=1) == 0] = IGNORE_INDEX
-    batch = {"input_ids": input_ids, "labels": labels, "position_ids": places}
+    borders = F.pad((places.flatten() == 0).nonzero().flatten(), (0, 1), value=places.numel()).int()
+    batch = {"input_ids": input_ids, "position_ids": places, "unit_borders": borders}
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def offers_kernel(model: Qwen3ForPretraining) -> bool:
+def full_mask(batch: dict[str, Tensor]) -> dict[str, Any]:
+    """The arguments of a decoder that was given neither borders nor a kernel for blocks."""
+    return {"attention_mask": {"full_attention": block_causal_mask(batch["position_ids"])}}
+
+
+def kernel_arguments(batch: dict[str, Tensor], model: Qwen3ForPretraining) -> dict[str, Any] | None:
+    """Those that make attention skip what is in other units; None where nothing does."""
     weight = model.lm_head.weight
-    return has_varlen_kernel(weight.device, weight.dtype, model.config.head_dim)
-
-
-def preparations(batch: dict[str, Tensor], model: Qwen3ForPretraining) -> list[Case | None]:
-    places = batch["position_ids"]
-    kernel = (lambda: document_arguments(places, varlen=True)) if offers_kernel(model) else None
-    return [None, kernel, lambda: document_arguments(places, varlen=False)]
+    varlen = has_varlen_kernel(weight.device, weight.dtype, model.config.head_dim)
+    if weight.device.type == "cuda" and not varlen:
+        return None
+    return document_arguments(batch["position_ids"], unit_borders=batch["unit_borders"] if varlen else None)
 
 
 def attentions(batch: dict[str, Tensor], model: Qwen3ForPretraining) -> list[Case | None]:
@@ -130,30 +136,31 @@ def attentions(batch: dict[str, Tensor], model: Qwen3ForPretraining) -> list[Cas
     ]
 
     def run(arguments: dict[str, Any]) -> None:
-        mask = arguments["attention_mask"]["full_attention"]
-        borders = {name: value for name, value in arguments.items() if name in ("cu_seq_lens_q", "max_length_q")}
-        attended, _ = document_attention(module, *inputs, mask, scaling=module.scaling, **borders)
+        given = {"position_ids": places, **arguments}
+        mask = given.pop("attention_mask")["full_attention"]
+        attended, _ = document_attention(module, *inputs, mask, scaling=module.scaling, **given)
         torch.autograd.grad(attended, inputs, attended.detach())
 
-    plain = {"attention_mask": {"full_attention": None}}
-    kernel = document_arguments(places, varlen=True) if offers_kernel(model) else None
-    full_mask = document_arguments(places, varlen=False)
-    return [lambda: run(plain), None if kernel is None else lambda: run(kernel), lambda: run(full_mask)]
+    return cases(run, batch, model)
 
 
 def trainings(batch: dict[str, Tensor], model: Qwen3ForPretraining) -> list[Case | None]:
-    """Forward and backward of the whole model, loss included."""
+    """Forward and backward of the whole decoder, without head and loss."""
 
-    def run(places: Tensor | None, *, kernel: bool) -> None:
-        with patch("molgen_pretrain.model.qwen3.has_varlen_kernel", return_value=kernel):
-            model(batch["input_ids"], batch["labels"], position_ids=places).total.backward()
+    def run(arguments: dict[str, Any]) -> None:
+        decoded = model.model(input_ids=batch["input_ids"], use_cache=False, **arguments).last_hidden_state
+        decoded.float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
-    return [
-        lambda: run(None, kernel=False),
-        (lambda: run(batch["position_ids"], kernel=True)) if offers_kernel(model) else None,
-        lambda: run(batch["position_ids"], kernel=False),
-    ]
+    return cases(run, batch, model)
+
+
+def cases(
+    run: Callable[[dict[str, Any]], None], batch: dict[str, Tensor], model: Qwen3ForPretraining
+) -> list[Case | None]:
+    """Plain attention, that which skips, and the full mask, each prepared once."""
+    kernel, mask = kernel_arguments(batch, model), full_mask(batch)
+    return [lambda: run(causal_arguments()), None if kernel is None else lambda: run(kernel), lambda: run(mask)]
 
 
 def medians(cases: list[Case | None], rounds: int, device: torch.device) -> list[float | None]:

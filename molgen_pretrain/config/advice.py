@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from molgen_pretrain.config.choices import HfExport, MuonAdjustLr
 from molgen_pretrain.config.optimizer_schema import AdamConfig, MuonConfig, OptimizerConfig
-from molgen_pretrain.config.schema import ModelConfig, RunConfig
+from molgen_pretrain.config.schema import RunConfig
+from molgen_pretrain.model.parameters import count
 from molgen_pretrain.schedules import WSDS, Phase, PhaseSpan, Schedule, WarmupSchedule, WSDAdaptive, decay_crossings
 
 # 10 to 20 % of a run's steps is where a decay has its effect (Hägele et al. 2024, arXiv 2405.18392).
@@ -43,17 +44,6 @@ def advise(cfg: RunConfig, schedule: Schedule) -> list[str]:
 def notes(cfg: RunConfig, schedule: Schedule) -> list[str]:
     """What a reader of the plan should know: no mistakes here, though the first is one elsewhere."""
     return [*_milestones_off_the_interval(cfg, schedule), *_open_decision(schedule)]
-
-
-def parameter_count(model: ModelConfig) -> int:
-    """Trained parameters of a Qwen3 of these sizes, a tied head once."""
-    hidden, head = model.hidden_size, model.head_dim
-    queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
-    attention = hidden * (2 * queries + 2 * keys) + 2 * head  # q, o; k, v; norms of q and k
-    feed_forward = 3 * hidden * model.intermediate_size
-    layer = attention + feed_forward + 2 * hidden
-    embeddings = model.vocab_size * hidden * (1 if model.tie_word_embeddings else 2)
-    return embeddings + model.num_hidden_layers * layer + hidden
 
 
 def usual_peak_lr(parameters: int) -> float:
@@ -201,7 +191,7 @@ def _peak_lr(cfg: RunConfig, schedule: Schedule, spans: Sequence[PhaseSpan]) -> 
         return
     heights = [window.start for window in schedule.decay_windows(run_length(cfg, schedule))]
     peak = max(schedule.lr(step) for step in [*heights, *(end for span in spans for end in (span.first, span.last))])
-    parameters = parameter_count(cfg.model)
+    parameters = count(cfg.model).total
     usual = usual_peak_lr(parameters)
     if parameters < SMALLEST_RULED or usual / PEAK_LR_FACTOR <= peak <= usual * PEAK_LR_FACTOR:
         return

@@ -11,6 +11,27 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Float8(str, Enum):
+    """Whether the blocks' linear layers multiply 8-bit numbers, with one scale per tensor or one per row."""
+
+    none = "none"
+    tensorwise = "tensorwise"
+    rowwise = "rowwise"
+
+
+class LossKernel(str, Enum):
+    """How the head's cross entropy is computed. auto: checkpointed under tensor parallelism, else fused.
+
+    fused: by chunks of tokens, with their gradients at once. checkpointed: by chunks that the backward computes again.
+    plain: all logits at once.
+    """
+
+    auto = "auto"
+    fused = "fused"
+    checkpointed = "checkpointed"
+    plain = "plain"
+
+
 class Device(str, Enum):
     auto = "auto"
     cpu = "cpu"

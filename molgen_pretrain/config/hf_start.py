@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from molgen_pretrain.config.schema import HfPretrainInit, ModelConfig
@@ -41,7 +41,7 @@ def open_snapshot(init: HfPretrainInit) -> Snapshot:
 
 def check_sizes(model: ModelConfig, snapshot: Snapshot) -> None:
     """Raises UserError with every size that differs, and all of them as overrides to paste."""
-    ours = asdict(model)
+    ours = model.sizes()
     if problems := size_problems(ours, snapshot.sizes):
         theirs = {name: value for name, value in snapshot.sizes.items() if name != "vocab_size" and ours[name] != value}
         overrides = " ".join(f"model.{name}={value}" for name, value in theirs.items())

@@ -7,7 +7,7 @@ YAML files in conf/ choose; this file is the only home of types and defaults, ch
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from molgen_pretrain.config.choices import (
     Device,
     Dtype,
     ExportDtype,
+    Float8,
     HfExport,
     InitMode,
+    LossKernel,
     NewTokens,
     OnBadLine,
     OnDamage,
@@ -37,7 +39,7 @@ SAMPLE_DIR = Path(__file__).resolve().parent.parent / "sample"
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class Qwen3Sizes:
     """Qwen3 architecture, in the names of its Hugging Face config."""
 
     vocab_size: int = MISSING  # rows of the embedding, at least the tokenizer's size
@@ -52,7 +54,19 @@ class ModelConfig:
     rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
-    loss_chunk_tokens: int = 0  # tokens whose logits exist at a time; 0: all of a micro-batch
+
+
+@dataclass(kw_only=True)
+class ModelConfig(Qwen3Sizes):
+    """An architecture, and how it is computed, which changes speed and memory but not what is learned."""
+
+    loss_kernel: LossKernel = LossKernel.auto
+    loss_chunk_tokens: int | None = None  # whose logits exist at a time; null: by the vocabulary; 0: all at once
+    fused_ops: bool = True  # norms, rotary positions and SwiGLU in fewer passes over memory than transformers' own
+
+    def sizes(self) -> dict[str, Any]:
+        """The architecture alone, as a model is built from it."""
+        return {size.name: getattr(self, size.name) for size in fields(Qwen3Sizes)}
 
 
 @dataclass(kw_only=True)
@@ -99,7 +113,8 @@ class ParallelismConfig:
     tensor_parallel_degree: int = 1  # parts that each weight is cut into besides, on neighbouring ranks
     fsdp_reshard_after_forward: ReshardAfterForward = ReshardAfterForward.default
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
-    compile: bool = False  # each block by itself
+    fsdp_prefetch: int = 0  # blocks whose weights are gathered ahead of the one that runs; 0: as FSDP2 orders it
+    compile: bool | None = None  # each block by itself; null: on CUDA, where it gains most
     cpu_offload: bool = False  # FSDP2 keeps weights, gradients and optimizer state on the host
     timeout_seconds: int = 600  # how long a collective may wait for a rank
 
@@ -113,6 +128,7 @@ class TrainingConfig:
     global_batch_size: int = -1  # sequences per update; -1: no gradient accumulation
     max_norm: float = 1.0  # gradient clipping; 0: off
     dtype: Dtype = Dtype.float32  # compute; master weights are float32 always. auto: what the hardware has
+    float8: Float8 = Float8.none  # linear layers of the blocks, on GPUs that multiply it; needs the extra `float8`
     seed: int = 42
     device: Device = Device.auto
     deterministic: bool = False  # bit-identical repeats on a GPU too; slower, see docs/resume.md
@@ -120,6 +136,7 @@ class TrainingConfig:
     max_anomalies: int = 10  # that a run survives
     spike_sigmas: float | None = None  # a loss or gradient norm so many deviations above the mean; null: any is fine
     spike_window: int = 128  # steps that mean and deviation are taken over
+    profile_steps: list[int] = field(default_factory=list)  # first and last step to profile; none: []
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from molgen_pretrain.config.batch import batch_problems
-from molgen_pretrain.config.choices import AnomalyAction, GroupPreset
+from molgen_pretrain.config.choices import AnomalyAction, Float8, GroupPreset, LossKernel
 from molgen_pretrain.config.optimizer_schema import AdamConfig, MuonConfig, OptimizerConfig, SGDConfig, TypeScales
 from molgen_pretrain.config.plain import build_schedule, resume_policy, source_names
 from molgen_pretrain.config.schema import RunConfig
@@ -158,6 +158,7 @@ def _mixture_problems(cfg: RunConfig) -> Iterator[str]:
 def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:
     """Also the batch's, which depends on the degrees."""
     yield from _at_least(cfg, 1, "parallelism.timeout_seconds")
+    yield from _at_least(cfg, 0, "parallelism.fsdp_prefetch")
     try:
         degrees = parallel_degrees(cfg, world_size)
     except UserError as error:
@@ -179,12 +180,22 @@ def _parallelism_problems(cfg: RunConfig, world_size: int) -> Iterator[str]:
             "model.num_key_value_heads*head_dim": model.num_key_value_heads * model.head_dim,
         },
     )
+    if degrees.tensor > 1:
+        yield from _tensor_parallel_problems(cfg)
     if cfg.parallelism.cpu_offload and not degrees.fsdp:
         yield (
             "parallelism.cpu_offload=true: is done by FSDP2; give parallelism.data_parallel_shard_degree=-1 "
             "(parallelism=fsdp)"
         )
     yield from batch_problems(cfg.training.local_batch_size, cfg.training.global_batch_size, degrees.data_parallel)
+
+
+def _tensor_parallel_problems(cfg: RunConfig) -> Iterator[str]:
+    degree = f"parallelism.tensor_parallel_degree={cfg.parallelism.tensor_parallel_degree}"
+    if cfg.model.loss_kernel is LossKernel.fused:
+        yield f"model.loss_kernel=fused: needs the whole head, of which {degree} leaves a rank a part; use auto"
+    if cfg.training.float8 is not Float8.none:
+        yield f"training.float8={cfg.training.float8.value}: not with {degree}; use none, or a degree of 1"
 
 
 def _training_problems(cfg: RunConfig) -> Iterator[str]:
@@ -196,8 +207,19 @@ def _training_problems(cfg: RunConfig) -> Iterator[str]:
     sigmas = cfg.training.spike_sigmas
     if sigmas is not None and not sigmas > 0:
         yield f"training.spike_sigmas={sigmas}: must be positive, or null for no limit; 6 is usual"
+    yield from _profile_problems(cfg)
     if cfg.training.anomaly is AnomalyAction.rewind and not cfg.checkpoint.enable:
         yield "training.anomaly=rewind: needs checkpoint.enable=true to have something to go back to; or use skip"
+
+
+def _profile_problems(cfg: RunConfig) -> Iterator[str]:
+    asked = cfg.training.profile_steps
+    is_span = len(asked) == 2 and 1 <= asked[0] <= asked[1] <= cfg.training.steps
+    if asked and not is_span:
+        yield (
+            f"training.profile_steps={asked}: must be [first, last] with 1 <= first <= last <= training.steps="
+            f"{cfg.training.steps}, e.g. [10,12]; [] profiles none"
+        )
 
 
 def _cadence_problems(cfg: RunConfig) -> Iterator[str]:

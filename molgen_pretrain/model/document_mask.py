@@ -1,8 +1,10 @@
-"""Document mask: every unit of a packed row is attended as if it were alone.
+"""Attention of packed rows: every unit is attended as if it were alone.
 
-Two ways to the same result. Flash attention over sequences of varying length is told where units begin and
-computes nothing across them. Where it has no kernel (a CPU, float32, an odd head_dim) the mask is spelled out
-for every pair of positions, once per forward, and scaled_dot_product_attention takes it in every layer.
+Three ways to the same result. Flash attention over sequences of varying length (CUDA) and attention in blocks (CPU)
+are told where units begin and compute nothing across them. Where neither is to be had (float32 on CUDA, an odd
+head_dim) the mask is spelled out for every pair of positions, once per forward, and scaled_dot_product_attention
+takes it in every layer. Rows without units are plainly causal, which torch has kernels for; of those it takes the
+fastest by itself, on Hopper cuDNN's.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from molgen_pretrain.model.blocked_attention import blocked_attention
 
 DOCUMENT_ATTENTION = "molgen_documents"  # its name among transformers' attention functions
 
@@ -44,24 +47,29 @@ def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -
     )
 
 
-def document_arguments(position_ids: Tensor, *, varlen: bool) -> dict[str, Any]:
+def causal_arguments() -> dict[str, Any]:
+    """What a decoder's forward takes so that attention is causal over the whole row.
+
+    Left to itself transformers looks for units in the positions, which on a GPU waits for the device.
+    """
+    return {"attention_mask": {"full_attention": None}}
+
+
+def document_arguments(position_ids: Tensor, *, unit_borders: Tensor | None) -> dict[str, Any]:
     """What a decoder's forward takes so that attention is causal and stays within a unit.
 
-    position_ids int64 [batch, seq], 0 where a unit begins; so does each row. With `varlen` the device is waited
-    for, once: the kernel takes the borders as a list, whose length only the device knows.
+    position_ids int64 [batch, seq], 0 where a unit begins; so does each row. unit_borders, for the kernel of
+    `has_varlen_kernel`: int32 [n], the places in the flattened batch where units begin, so also where rows do, and
+    after them batch * seq once or more: units of length 0 are legal. Where n is the same for all batches, nothing
+    compiled is compiled again; but the kernel's backward has a workspace of 128 rows for each, so n should be tight.
     """
-    if not varlen:
-        return {"position_ids": position_ids, "attention_mask": {"full_attention": block_causal_mask(position_ids)}}
-    begins = position_ids == 0
-    begins[:, 0] = True
-    borders = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=begins.numel())
-    return {
-        "position_ids": position_ids,
-        "attention_mask": {"full_attention": None},
-        "cu_seq_lens_q": borders.int(),  # [units + 1]
+    arguments: dict[str, Any] = {"position_ids": position_ids, **causal_arguments()}
+    if unit_borders is not None:
         # An upper bound, since the true maximum would differ from batch to batch, which compiled blocks dislike.
-        "max_length_q": position_ids.shape[1],
-    }
+        return {**arguments, "cu_seq_lens_q": unit_borders, "max_length_q": position_ids.shape[1]}
+    if position_ids.device.type == "cpu":
+        return {**arguments, "unit_positions": position_ids}
+    return {**arguments, "attention_mask": {"full_attention": block_causal_mask(position_ids)}}
 
 
 def block_causal_mask(position_ids: Tensor) -> Tensor:
@@ -79,24 +87,36 @@ def document_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
+    position_ids: Tensor,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int = 0,
+    unit_positions: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention by the borders of units, if given; else by the mask; else plainly causal.
 
     query [batch, heads, seq, head_dim], key and value with as many or fewer heads; returns [batch, seq, heads,
-    head_dim]. Called by transformers' layers with the arguments of `document_arguments`.
+    head_dim]. Called by the layers of a decoder with the arguments of `document_arguments` or `causal_arguments`.
     """
-    if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    # Under autocast the norms of queries and keys give float32: sdpa would be cast, this kernel is not.
+    # Under autocast the norms of queries and keys give float32: sdpa would be cast, other kernels are not.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if cu_seq_lens_q is not None:
+        return _varlen_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
+    # In float32 torch's own is 1.1 to 1.4 times as fast, but not where it would compute all pairs for a mask.
+    if value.device.type == "cpu" and (unit_positions is not None or value.dtype is torch.bfloat16):
+        places = position_ids if unit_positions is None else unit_positions
+        return blocked_attention(query, key, value, places, scaling).transpose(1, 2), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scaling: float
+) -> Tensor:
     query_rows, key_rows, value_rows = (
-        tensor.transpose(1, 2).flatten(0, 1).to(value.dtype)  # [batch * seq, heads, head_dim]
+        tensor.transpose(1, 2).flatten(0, 1)  # [batch * seq, heads, head_dim]
         for tensor in (query, key, value)
     )
-    borders, longest = cu_seq_lens_q, max_length_q
     attended: Any = varlen_attn(
         query_rows, key_rows, value_rows, borders, borders, longest, longest, scale=scaling, **_CAUSAL
     )
-    return attended.unflatten(0, (query.shape[0], query.shape[2])), None
+    return attended.unflatten(0, (query.shape[0], query.shape[2]))

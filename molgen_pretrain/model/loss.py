@@ -1,15 +1,18 @@
-"""Next-token cross entropy on raw logits, summed in total and by token class."""
+"""Next-token cross entropy of the model's head, summed in total and by token class."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-IGNORE_INDEX = -100
+from molgen_pretrain.model.chunk_tokens import default_chunk_tokens
+from molgen_pretrain.model.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
+
+LossKernel = Literal["fused", "checkpointed", "plain"]
 
 
 class LossSums(NamedTuple):
@@ -20,42 +23,56 @@ class LossSums(NamedTuple):
 
 
 def token_loss_sum(
-    head: nn.Module,
+    head: nn.Linear,
     hidden: Tensor,
     labels: Tensor,
     *,
-    chunk_tokens: int = 0,
+    kernel: LossKernel = "fused",
+    chunk_tokens: int | None = None,
+    trained_tokens: int | None = None,
     token_classes: Tensor | None = None,
     classes: int = 0,
 ) -> LossSums:
     """Sums over the tokens with a label of -log p(label).
 
     hidden [batch, seq, hidden_size]; labels int64 [batch, seq], IGNORE_INDEX where nothing is predicted;
-    token_classes, if given, integers [batch, seq] in 0 to classes - 1: the class of each label. With
-    `chunk_tokens` > 0 only that many tokens' logits exist at a time: they are computed again in the backward,
-    one more head matmul for memory that does not grow with batch times vocabulary.
+    token_classes, if given, integers [batch, seq] in 0 to classes - 1: the class of each label.
+
+    `kernel` says how far logits, [tokens, vocab], come into being:
+
+    - fused: those of `chunk_tokens` tokens at a time, and their gradients with them. No more work than plain, and the
+      fastest. It reads the head's weight without calling the head, which must have no bias (ValueError) and be
+      whole on this rank. On a GPU it passes over tokens without a label if it is told `trained_tokens`, how many
+      have one.
+    - checkpointed: those of `chunk_tokens` tokens at a time, and again in the backward, at the price of one more
+      matrix product. It calls the head, so that tensor parallelism may have a part in it.
+    - plain: all of them, whatever `chunk_tokens` is.
+
+    chunk_tokens: None for `default_chunk_tokens`, 0 for all tokens in one chunk.
     """
     flat_hidden, flat_labels = hidden.flatten(0, 1), labels.flatten()  # [tokens, hidden_size], [tokens]
-    flat_classes = None if token_classes is None else token_classes.flatten()
-    tokens = flat_labels.numel()
-    if chunk_tokens <= 0 or chunk_tokens >= tokens:
-        return _loss_sums(head, flat_hidden, flat_labels, flat_classes, classes)
-    hidden_chunks, label_chunks = flat_hidden.split(chunk_tokens), flat_labels.split(chunk_tokens)
-    class_chunks = [None] * len(label_chunks) if flat_classes is None else flat_classes.split(chunk_tokens)
-    # The sums are results of each chunk, never added to from inside: the backward runs the chunk again.
-    parts = [
-        checkpoint(_loss_sums, head, *chunk, classes, use_reentrant=False)
-        for chunk in zip(hidden_chunks, label_chunks, class_chunks, strict=True)
-    ]
-    total = torch.stack([part.total for part in parts]).sum()
-    return LossSums(total, None if flat_classes is None else torch.stack([part.by_class for part in parts]).sum(dim=0))
-
-
-def _loss_sums(head: nn.Module, hidden: Tensor, labels: Tensor, token_classes: Tensor | None, classes: int) -> LossSums:
-    logits = head(hidden).float()  # [tokens, vocab]
+    if chunk_tokens is None:
+        chunk_tokens = default_chunk_tokens(head.out_features, device_type=hidden.device.type)
+    if kernel == "fused":
+        if head.bias is not None:
+            raise ValueError("the fused loss kernel takes a head without bias")
+        total, losses = linear_cross_entropy(
+            flat_hidden, head.weight, flat_labels, chunk_tokens=chunk_tokens, trained_tokens=trained_tokens
+        )
+    elif kernel == "checkpointed" and 0 < chunk_tokens < flat_labels.numel():
+        chunks = zip(flat_hidden.split(chunk_tokens), flat_labels.split(chunk_tokens), strict=True)
+        losses = torch.cat([checkpoint(_losses, head, *chunk, use_reentrant=False) for chunk in chunks])
+        total = losses.sum()
+    else:
+        losses = _losses(head, flat_hidden, flat_labels)
+        total = losses.sum()
     if token_classes is None:
-        return LossSums(F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"), None)
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")  # [tokens], 0 if ignored
+        return LossSums(total, None)
     # A comparison instead of a scatter: the same sums in every run on a GPU too, where scattering adds in any order.
-    members = token_classes == torch.arange(classes, device=token_classes.device).unsqueeze(1)  # [classes, tokens]
-    return LossSums(losses.sum(), (losses.detach() * members).sum(dim=1))
+    members = token_classes.flatten() == torch.arange(classes, device=losses.device).unsqueeze(1)  # [classes, tokens]
+    return LossSums(total, (losses.detach() * members).sum(dim=1))
+
+
+def _losses(head: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Losses [tokens], 0 where there is no label."""
+    return F.cross_entropy(head(hidden).float(), labels, ignore_index=IGNORE_INDEX, reduction="none")

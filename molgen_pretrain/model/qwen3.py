@@ -12,12 +12,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from molgen_pretrain.model.document_mask import (
     DOCUMENT_ATTENTION,
+    causal_arguments,
     document_arguments,
     has_varlen_kernel,
     register_document_attention,
 )
+from molgen_pretrain.model.fused_ops import fuse_ops
 from molgen_pretrain.model.init import init_weights
-from molgen_pretrain.model.loss import LossSums, token_loss_sum
+from molgen_pretrain.model.loss import LossKernel, LossSums, token_loss_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,8 @@ class Qwen3ForPretraining(Qwen3ForCausalLM):
     The loss belongs inside the root module's forward: with FSDP2 the head's weight is whole only there.
     """
 
-    loss_chunk_tokens: int = 0
+    loss_kernel: LossKernel = "fused"
+    loss_chunk_tokens: int | None = None
     loss_classes: int = 0
 
     def forward(
@@ -75,53 +78,70 @@ class Qwen3ForPretraining(Qwen3ForCausalLM):
         labels: Tensor,
         position_ids: Tensor | None = None,
         token_classes: Tensor | None = None,
+        unit_borders: Tensor | None = None,
+        trained_tokens: int | None = None,
     ) -> LossSums:
         """Sums of the next-token cross entropies, in total and by class.
 
-        All are integers [batch, seq]. labels[b, t] is the token after input_ids[b, t], or -100 where nothing is
-        predicted. position_ids, for a model built with `document_mask`: the place within its unit, 0 where one
-        begins; attention is causal within a unit, without them over the whole row. token_classes, for a model
-        built with `loss_classes`: the class of each label. Raises ValueError if the model was built for neither.
+        The first four are integers [batch, seq]. labels[b, t] is the token after input_ids[b, t], or -100 where
+        nothing is predicted. position_ids, for a model built with `document_mask`: the place within its unit, 0
+        where one begins; attention is causal within a unit, without them over the whole row. token_classes, for a
+        model built with `loss_classes`: the class of each label. Raises ValueError if the model was built for neither.
+
+        What the host knows saves a GPU work, and waiting for it: unit_borders (see `document_arguments`), and
+        trained_tokens, how many labels are not -100.
         """
         if token_classes is not None and not self.loss_classes:
             raise ValueError("token_classes need a model built with loss_classes")
-        documents = {} if position_ids is None else self._document_arguments(position_ids)
+        documents = causal_arguments() if position_ids is None else self._document_arguments(position_ids, unit_borders)
         decoded = self.model(input_ids=input_ids, use_cache=False, **documents)
         return token_loss_sum(
             self.lm_head,
             decoded.last_hidden_state,  # [batch, seq, hidden]
             labels,
+            kernel=self.loss_kernel,
             chunk_tokens=self.loss_chunk_tokens,
+            trained_tokens=trained_tokens,
             token_classes=token_classes,
             classes=self.loss_classes,
         )
 
-    def _document_arguments(self, position_ids: Tensor) -> dict[str, Any]:
+    def _document_arguments(self, position_ids: Tensor, unit_borders: Tensor | None) -> dict[str, Any]:
         if self.config._attn_implementation != DOCUMENT_ATTENTION:
             raise ValueError("position_ids need a model built with document_mask")
         kind = position_ids.device.type
         # What queries will be: autocast's choice, or that of the weights, which FSDP2 casts for the forward.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.lm_head.weight.dtype
         varlen = has_varlen_kernel(position_ids.device, dtype, self.config.head_dim)
-        return document_arguments(position_ids, varlen=varlen)
+        return document_arguments(position_ids, unit_borders=unit_borders if varlen else None)
 
 
 def build_on_meta(
-    config: Qwen3Config, *, loss_chunk_tokens: int = 0, document_mask: bool = False, loss_classes: int = 0
+    config: Qwen3Config,
+    *,
+    loss_kernel: LossKernel = "fused",
+    loss_chunk_tokens: int | None = None,
+    fused_ops: bool = True,
+    document_mask: bool = False,
+    loss_classes: int = 0,
 ) -> Qwen3ForPretraining:
     """The model without memory for its weights, float32, ready to be sharded and then materialised.
 
+    `loss_kernel` and `loss_chunk_tokens` are those of `token_loss_sum`; `fused_ops` calls for `fuse_ops`.
     `document_mask` readies it for position_ids, `loss_classes` > 0 for token_classes of so many classes.
     """
     with torch.device("meta"):
         model = Qwen3ForPretraining(config)
     # The padding token separates units, so it is input that is trained on; torch would drop its row's gradient.
     model.model.embed_tokens.padding_idx = None
+    model.loss_kernel = loss_kernel
     model.loss_chunk_tokens = loss_chunk_tokens
     model.loss_classes = loss_classes
     if document_mask:
         register_document_attention()
         model.set_attn_implementation(DOCUMENT_ATTENTION)
+    if fused_ops:
+        fuse_ops(model)
     return model.train()
 
 

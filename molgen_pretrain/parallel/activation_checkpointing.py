@@ -49,4 +49,5 @@ def checkpoint_activations(block: nn.Module, kind: ActivationCheckpointing) -> N
 
 
 def _policy(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    keep = operator in _KEPT or operator.namespace == "molgen_pretrain"  # attention on a CPU
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

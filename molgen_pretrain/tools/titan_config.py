@@ -55,6 +55,4 @@ def _given_arch(given: str) -> Qwen3Arch:
     choices = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml"))
     if given not in choices:
         raise UserError(f"--config={given}: no {CONFIG_FILE}, no folder with one, and none of {', '.join(choices)}")
-    fields = asdict(compose_run([f"model={given}"]).model)
-    del fields["loss_chunk_tokens"]
-    return Qwen3Arch(**fields)
+    return Qwen3Arch(**compose_run([f"model={given}"]).model.sizes())

@@ -60,6 +60,7 @@ def build(case: Case, layout: Layout) -> tuple[Qwen3ForPretraining, torch.nn.Mod
     arch = replace(ARCH, tie_word_embeddings=case.tied)
     model = build_on_meta(
         arch.hf_config(eos_token_id=0, pad_token_id=0),
+        loss_kernel="fused" if case.tensor == 1 else "checkpointed",
         loss_chunk_tokens=case.chunk_tokens,
         document_mask=case.document_mask,
     )

@@ -34,9 +34,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         yield world.device
 
 
-def train(device: torch.device, *, shard: int, documents: bool = False, **wrapping: Any) -> list[float]:
+def train(
+    device: torch.device, *, shard: int, documents: bool = False, fused: bool = True, **wrapping: Any
+) -> list[float]:
     """Losses and gradient norms of three clipped updates, two micro-batches each."""
-    model = build_on_meta(ARCH.hf_config(eos_token_id=0, pad_token_id=0), document_mask=documents)
+    model = build_on_meta(ARCH.hf_config(eos_token_id=0, pad_token_id=0), document_mask=documents, fused_ops=fused)
     layout = build_layout(resolve_degrees(replicate=1, shard=shard, tensor=1, world_size=1), rank=0, device=device)
     fill = partial(materialize, model, device=device, seed=3)
     called = parallelize(model, model.model.layers, layout, Wrapping(**wrapping), fill=fill)
@@ -46,10 +48,11 @@ def train(device: torch.device, *, shard: int, documents: bool = False, **wrappi
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(0, ARCH.vocab_size, (4, 512), generator=generator).to(device)
         places = (torch.arange(512) % 200).expand(2, 512).to(device) if documents else None
+        borders = torch.tensor([0, 200, 400, 512, 712, 912, 1024], dtype=torch.int32, device=device)
         losses = []
         for number, rows in enumerate(tokens.split(2)):
             with gradient_sync(called, is_last=number == 1):
-                losses.append(called(rows, rows, places).total)
+                losses.append(called(rows, rows, places, unit_borders=borders if documents else None).total)
                 (losses[-1] / tokens.numel()).backward()
         found += [float(sum(loss.detach() for loss in losses)), float(clip_grad_norm(model.parameters(), 0.5))]
         optimizer.step()
@@ -63,12 +66,22 @@ def train(device: torch.device, *, shard: int, documents: bool = False, **wrappi
         {},
         {"cpu_offload": True},
         {"activation_checkpointing": "full", "reshard_after_forward": "always"},
-        {"activation_checkpointing": "selective", "compile": True, "reshard_after_forward": "never"},
+        {"activation_checkpointing": "selective", "compile": True, "reshard_after_forward": "never", "prefetch": 1},
     ],
     ids=str,
 )
 def test_float32_is_that_of_the_plain_model(device: torch.device, wrapping: dict[str, Any]) -> None:
-    assert train(device, shard=-1, **wrapping) == pytest.approx(train(device, shard=1), rel=1e-4)
+    assert train(device, shard=-1, **wrapping) == pytest.approx(train(device, shard=1, fused=False), rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_float8_is_close_to_bfloat16(device: torch.device, recipe: Any, compiled: bool) -> None:
+    pytest.importorskip("torchao", reason="needs torchao, the extra float8")
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        pytest.skip("this GPU has no float8 products")
+    wrapping = {"compute_dtype": torch.bfloat16, "float8": recipe, "compile": compiled}
+    assert train(device, shard=-1, **wrapping) == pytest.approx(train(device, shard=1), rel=5e-2)
 
 
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])

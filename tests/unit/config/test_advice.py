@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from molgen_pretrain.config.advice import advise, notes, parameter_count, usual_peak_lr
+from molgen_pretrain.config.advice import advise, notes, usual_peak_lr
 from molgen_pretrain.config.compose import compose_run
 from molgen_pretrain.config.plain import build_schedule
+from molgen_pretrain.model.parameters import count
 
 FOUR = ("training.steps=4000", "scheduler.warmup_frac=0.02", "scheduler.checkpoints=[1000,2000,3000,4000]")
 GOOD = (*FOUR, "scheduler.decay_frac=0.1", "scheduler.decay_frac_of=period")
@@ -130,7 +131,7 @@ def test_peak_lr_far_from_the_rule(lr: float, side: str) -> None:
     warning = only(f"optimizer.lr={lr}")
     factor = re.search(rf"([\d.]+) times {side} what the 1/sqrt\(model size\) rule gives", warning)
     assert factor
-    usual = usual_peak_lr(parameter_count(compose_run(()).model))
+    usual = usual_peak_lr(count(compose_run(()).model).total)
     assert float(factor[1]) == pytest.approx(max(lr / usual, usual / lr), rel=0.05)
 
 
@@ -148,26 +149,6 @@ PYTHIA = [
 @pytest.mark.parametrize(("parameters", "published"), PYTHIA)
 def test_the_rule_meets_the_published_rates(parameters: float, published: float) -> None:
     assert 1 / 1.75 < published / usual_peak_lr(int(parameters)) < 1.75
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["model=qwen3_0_6b"],
-        ["model=qwen3_4b"],
-        ["model=qwen3_nano"],
-        ["model=qwen3_nano", "model.tie_word_embeddings=false", "model.num_key_value_heads=1", "model.head_dim=48"],
-    ],
-)
-def test_parameters_are_counted_as_the_model_counts_them(overrides: list[str]) -> None:
-    from dataclasses import asdict
-
-    from molgen_pretrain.model.qwen3 import Qwen3Arch, build_on_meta, count_parameters
-
-    model = compose_run(overrides).model
-    sizes = {key: value for key, value in asdict(model).items() if key != "loss_chunk_tokens"}
-    real = build_on_meta(Qwen3Arch(**sizes).hf_config(eos_token_id=0, pad_token_id=0))
-    assert parameter_count(model) == count_parameters(real)
 
 
 def test_every_warning_is_one_line() -> None:

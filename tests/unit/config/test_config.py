@@ -240,9 +240,8 @@ def test_the_published_architectures() -> None:
     from molgen_pretrain.model.qwen3 import Qwen3Arch, build_on_meta, count_parameters
 
     def parameters(name: str) -> int:
-        values = dataclasses.asdict(composed(f"model={name}").model)
-        del values["loss_chunk_tokens"]
-        return count_parameters(build_on_meta(Qwen3Arch(**values).hf_config(eos_token_id=0, pad_token_id=0)))
+        sizes = composed(f"model={name}").model.sizes()
+        return count_parameters(build_on_meta(Qwen3Arch(**sizes).hf_config(eos_token_id=0, pad_token_id=0)))
 
     # Counts of the safetensors of Qwen3-0.6B, 1.7B and 4B on the Hugging Face hub, the tied head once.
     assert parameters("qwen3_0_6b") == 596_049_920

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,7 @@ Find = Callable[..., HfStart]
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
     """A Qwen3 of SMALL's sizes with the sample's tokenizer of 354 tokens."""
-    sizes = asdict(compose_run(SMALL).model)
-    del sizes["loss_chunk_tokens"]
+    sizes = compose_run(SMALL).model.sizes()
     folder = Path(shutil.copytree(SAMPLE_DIR / "tokenizer", tmp_path / "snapshot"))
     shapes = tensor_shapes(sizes)
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
