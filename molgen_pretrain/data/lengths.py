@@ -63,7 +63,7 @@ def open_line_index(
         raise UserError(f"data.index_processes={processes}: must be at least 1, or null for every core")
     setting = f"paths.cache={cache_dir}"
     identities = plain_files(files, cache_dir, setting)
-    folder = cache_dir / "data" / _cache_key(identities, tokenizer, min_emb_len)
+    folder = cache_dir / "data" / cache_key(identities, tokenizer, min_emb_len)
     builder = _Builder(identities, UnitRules(tokenizer, min_emb_len), processes, token_cache, budget_bytes)
     try:
         build_once(folder, lambda aside: builder.build_index(aside, stop_at_bad_line), is_complete, setting)
@@ -81,7 +81,7 @@ def open_line_index(
     return LineIndex(folder, use_tokens=True)
 
 
-def _cache_key(identities: Sequence[FileIdentity], tokenizer: UnitTokenizer, min_emb_len: int) -> str:
+def cache_key(identities: Sequence[FileIdentity], tokenizer: UnitTokenizer, min_emb_len: int) -> str:
     parts = {
         "cache_version": _CACHE_VERSION,
         "unit_format": UNIT_FORMAT_VERSION,

@@ -95,6 +95,13 @@ class Layout(NamedTuple):
             if filled < size
         ]
 
+    def borders(self) -> Ints:
+        """Where a unit, which its separator belongs to, or a row's padding begins, in order; and the end."""
+        rows = len(self.filled)
+        paddings = np.arange(rows) * self.seq_len + self.filled
+        end = [rows * self.seq_len]
+        return np.sort(np.concatenate([self.places, paddings[self.filled < self.seq_len], end]))
+
     def slice(self, begin: int, end: int, units: slice) -> Layout:
         """That of rows begin .. end - 1 alone, which hold these units."""
         places = self.places[units] - begin * self.seq_len

@@ -28,6 +28,11 @@ _MIDDLE = re.compile(re.escape(_MIDDLE_TAGS))
 _PROBE = format_unit("CCO", "[C]<1.25,-0.94,0.00>[O]<-1.00,2.50,0.30>")
 
 
+def count_classes(classes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many tokens there are of each class, int64 [classes]."""
+    return np.bincount(classes.reshape(-1), minlength=len(TOKEN_CLASSES))
+
+
 class TokenClassifier:
     """Classes of the tokens of packed sequences.
 

@@ -7,8 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from molgen_pretrain.config.choices import AnomalyAction
 from molgen_pretrain.errors import SharedError
+from molgen_pretrain.optim.guard import UpdateGuard
 from molgen_pretrain.training.plan import Progress
 
 # Fewer values say little about what is usual.
@@ -54,6 +57,17 @@ class AnomalyPolicy:
         """Remember the values of a good step, as far as later judgements need them."""
         if self.spike_sigmas is not None:
             progress.recent = [*progress.recent, (loss, grad_norm)][-self.spike_window :]
+
+
+def update_guard(policy: AnomalyPolicy, optimizer: torch.optim.Optimizer, device: torch.device) -> UpdateGuard | None:
+    """What lets a step be launched before the result of the one before it is known.
+
+    None where that has to be waited for: spikes are judged by the host, and not every optimizer heeds a guard; or
+    where there is nothing to gain, on a CPU, whose work is done when it has been launched.
+    """
+    if device.type == "cpu" or policy.spike_sigmas is not None or not UpdateGuard.fits(optimizer, device):
+        return None
+    return UpdateGuard(optimizer, device)
 
 
 class Suspect(NamedTuple):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from molgen_pretrain.config.choices import InitMode, WandbMode
-from molgen_pretrain.config.plain import cache_budget_bytes, cache_dir, data_seed
+from molgen_pretrain.config.plain import cache_budget_bytes, cache_dir, compiles_blocks, data_seed, loss_kernel
 from molgen_pretrain.config.preflight import Inputs
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.data.batch import Batch
@@ -28,12 +28,13 @@ from molgen_pretrain.metrics.rows import Row
 from molgen_pretrain.metrics.tensorboard import TensorBoardSink
 from molgen_pretrain.metrics.throughput import Throughput, peak_flops
 from molgen_pretrain.metrics.wandb import WandbSink
-from molgen_pretrain.model.flops import flops_per_token
 from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining, build_on_meta, count_parameters, materialize
+from molgen_pretrain.parallel.degrees import Degrees
 from molgen_pretrain.parallel.distributed import World
 from molgen_pretrain.parallel.layout import Layout
 from molgen_pretrain.parallel.parallelize import Wrapping, parallelize
 from molgen_pretrain.run_directory import RunDirectory
+from molgen_pretrain.training.profiler import StepProfiler
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +84,15 @@ def build_data(
     return train, valid
 
 
-def build_meta_model(cfg: RunConfig, inputs: Inputs) -> tuple[Qwen3ForPretraining, Qwen3Arch]:
+def build_meta_model(cfg: RunConfig, inputs: Inputs, degrees: Degrees) -> tuple[Qwen3ForPretraining, Qwen3Arch]:
     """The model's shape and names, without memory for weights."""
-    sizes = asdict(cfg.model)
-    loss_chunk_tokens = sizes.pop("loss_chunk_tokens")
-    arch = Qwen3Arch(**sizes)
+    arch = Qwen3Arch(**cfg.model.sizes())
     pad_id = inputs.tokenizer.pad_id
     model = build_on_meta(
         arch.hf_config(eos_token_id=pad_id, pad_token_id=pad_id),
-        loss_chunk_tokens=loss_chunk_tokens,
+        loss_kernel=loss_kernel(cfg.model, degrees.tensor),
+        loss_chunk_tokens=cfg.model.loss_chunk_tokens,
+        fused_ops=cfg.model.fused_ops,
         document_mask=cfg.data.document_mask,
         loss_classes=len(TOKEN_CLASSES) if cfg.metrics.token_class_loss else 0,
     )
@@ -108,7 +109,9 @@ def spread_model(model: Qwen3ForPretraining, cfg: RunConfig, layout: Layout, *, 
         compute_dtype=dtype if layout.device.type == "cuda" else torch.float32,
         reshard_after_forward=given.fsdp_reshard_after_forward.value,
         activation_checkpointing=given.activation_checkpointing.value,
-        compile=given.compile,
+        compile=compiles_blocks(given, on_gpu=layout.device.type == "cuda"),
+        prefetch=given.fsdp_prefetch,
+        float8=cfg.training.float8.value,
         cpu_offload=given.cpu_offload,
     )
     load = None if cfg.init.mode is InitMode.scratch else _leave_to_restore
@@ -165,11 +168,18 @@ def build_metrics(
     return MetricsLogger(sinks)
 
 
-def build_throughput(cfg: RunConfig, arch: Qwen3Arch, world: World, *, dtype: torch.dtype) -> Throughput:
+def build_profiler(cfg: RunConfig, directory: RunDirectory, world: World) -> StepProfiler:
+    """Of rank 0; of every rank where they all save metrics."""
+    is_wanted = world.is_main or cfg.metrics.save_for_all_ranks
+    steps = cfg.training.profile_steps if is_wanted else []
+    return StepProfiler(steps, directory.profile, rank=world.rank, device=world.device)
+
+
+def build_throughput(world: World, dtype: torch.dtype) -> Throughput:
+    """Its limit is that of `dtype` also where the blocks multiply in float8: head and attention do not."""
     on_gpu = world.device.type == "cuda"
     return Throughput(
         devices=world.size,
-        flops_per_token=flops_per_token(arch, cfg.training.seq_len),
         peak_flops=peak_flops(torch.cuda.get_device_name(), dtype) if on_gpu else None,
     )
 

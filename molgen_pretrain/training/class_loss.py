@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.data.token_classes import TOKEN_CLASSES
-from molgen_pretrain.model.loss import IGNORE_INDEX
 
 
-def class_counts(batch: Batch) -> Tensor:
-    """Trained tokens of each class, int64 [classes], where the batch knows its classes."""
-    assert batch.token_classes is not None
-    trained = batch.token_classes[batch.labels != IGNORE_INDEX]
-    return torch.bincount(trained.long(), minlength=len(TOKEN_CLASSES))
-
-
-def named_sums(prefix: str, values: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The total of vectors [classes] as one scalar per class, ready to be summed over ranks."""
-    total = torch.stack(list(values)).double().sum(dim=0)
-    return {f"{prefix}/{name}": total[number] for number, name in enumerate(TOKEN_CLASSES)}
+def named_classes(prefix: str, values: Iterable[Any]) -> dict[str, Any]:
+    """A value for each class as `prefix/<class>`."""
+    return {f"{prefix}/{name}": value for name, value in zip(TOKEN_CLASSES, values, strict=True)}
 
 
 def class_row(counts: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from molgen_pretrain.metrics.curves import plot_curves
 from molgen_pretrain.metrics.rows import read_rows
 from molgen_pretrain.metrics.summary import summary_table, summary_text
 from molgen_pretrain.run_directory import RunDirectory
@@ -23,6 +22,9 @@ def finish_report(
     wall_seconds: float,
 ) -> None:
     """Draw curves.png and print the summary table, from metrics.jsonl alone."""
+    # matplotlib takes half a second to import, which no first step should wait for.
+    from molgen_pretrain.metrics.curves import plot_curves
+
     rows = read_rows(directory.metrics)
     plot_curves(rows, directory.curves, directory.name, milestones, unigram_entropy)
     places = {

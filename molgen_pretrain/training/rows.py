@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,25 +43,33 @@ def train_row(
 
 
 class Interval:
-    """What has been summed up since the last logged step."""
+    """What has been summed up since the last logged step.
 
-    def __init__(self) -> None:
-        self._tokens = self._positions = self._padding = 0
-        self.stall_seconds = 0.0  # during which training stood still for checkpoints
+    `flops(tokens=, attention_pairs=)`: what a forward and backward of so much needs.
+    """
+
+    def __init__(self, flops: Callable[..., float] | None) -> None:
+        self._flops = flops
+        self._begin()
 
     def add(self, result: StepResult) -> None:
         self._tokens += result.tokens
         self._positions += result.positions
+        self._attention_pairs += result.attention_pairs
         self._padding += result.padding
 
     def take(self, throughput: Throughput, device: torch.device) -> dict[str, float]:
         """Padding, rates and memory of the interval, and begin anew."""
+        flops = self._flops(tokens=self._positions, attention_pairs=self._attention_pairs) if self._flops else None
         row = {
             "padding_frac": self._padding / self._positions,
-            **throughput.read(self._tokens),
+            **throughput.read(self._tokens, flops),
             "memory_gib": memory_gib(device),
             "checkpoint_stall_seconds": self.stall_seconds,
         }
-        self._tokens = self._positions = self._padding = 0
-        self.stall_seconds = 0.0
+        self._begin()
         return row
+
+    def _begin(self) -> None:
+        self._tokens = self._positions = self._attention_pairs = self._padding = 0
+        self.stall_seconds = 0.0  # during which training stood still for checkpoints

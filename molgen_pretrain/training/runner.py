@@ -25,6 +25,7 @@ from molgen_pretrain.data.dataset import JsonlTaggedPackedDataset
 from molgen_pretrain.errors import UserError
 from molgen_pretrain.metrics.logger import MetricsLogger
 from molgen_pretrain.metrics.rows import Row, read_rows
+from molgen_pretrain.model.flops import step_flops
 from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.degrees import Degrees
@@ -40,6 +41,7 @@ from molgen_pretrain.training.build import (
     build_data,
     build_meta_model,
     build_metrics,
+    build_profiler,
     build_throughput,
     spread_model,
 )
@@ -103,7 +105,7 @@ class Runner:
             logger.info("schedule: %s", schedule.describe())
             for line in advise(self.cfg, schedule):
                 logger.warning("%s", line)
-            model, arch = build_meta_model(self.cfg, self.inputs)
+            model, arch = build_meta_model(self.cfg, self.inputs, self.layout.degrees)
             # Made again with the optimizer; here a rule without effect is an error before the data pass.
             param_groups_from_config(self.cfg.optimizer, model)
             train_data, valid_data = build_data(
@@ -159,7 +161,9 @@ class Runner:
                 cfg, directory, world, self.console, resume_step=progress.step, inherited=self._inherited
             )
             validator = self._build_validator(valid_data, gradients, stop)
+            profiler = stack.enter_context(build_profiler(cfg, directory, world))
             trainer = Trainer(
+                profiler=profiler,
                 gradients=gradients,
                 applier=applier,
                 batches=build_batches(cfg, self.inputs, train_data, world, position=progress.position),
@@ -174,7 +178,8 @@ class Runner:
                     describe=partial(_describe, train_data),
                 ),
                 metrics=metrics,
-                throughput=build_throughput(cfg, arch, world, dtype=self.dtype),
+                throughput=build_throughput(world, self.dtype),
+                flops=partial(step_flops, arch),
                 stop=stop,
                 world=world,
             )

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from molgen_pretrain.data.batch import Batch
-from molgen_pretrain.metrics.reduce import reduce_max, reduce_sums
-from molgen_pretrain.model.loss import IGNORE_INDEX, LossSums
+from molgen_pretrain.metrics.reduce import Readout, max_over_ranks, reduce_max, send_to_device, sum_over_ranks
+from molgen_pretrain.model.loss import LossSums
 from molgen_pretrain.optim.optimizer import clip_grad_norm
 from molgen_pretrain.parallel.activity import Activity
 from molgen_pretrain.parallel.layout import Layout
 from molgen_pretrain.parallel.parallelize import gradient_sync
 from molgen_pretrain.signals import StopRequest
-from molgen_pretrain.training.class_loss import class_counts, class_row, named_sums
+from molgen_pretrain.training.class_loss import class_row, named_classes
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,36 @@ class StepResult:
     tokens: int
     sequences: int
     positions: int  # tokens and padding
+    attention_pairs: int  # of a place and one that it attends to
     padding: int
     truncated: int
     dropped: int
     stop_signal: int  # the highest that any rank was sent; 0: none
     max_loss: float | None
     class_losses: dict[str, float]
-    micro_losses: list[Tensor]  # mean of each micro-batch of this rank
+    micro_losses: list[float]  # mean of each micro-batch of this rank
+
+
+@dataclass(frozen=True)
+class StepInFlight:
+    """A global batch that the device may still be working on."""
+
+    step: int
+    micro_batches: Sequence[Batch]
+    has_details: bool
+    loss_sum: Tensor  # over all ranks; a scalar, as is the norm
+    grad_norm: Tensor
+    counts: dict[str, float]  # over all ranks, unless `readout` has those
+    signal: int  # that this rank was sent
+    readout: Readout
 
 
 class GradientComputer:
-    """Forward and backward passes of a model; leaves the clipped gradient for the optimizer."""
+    """Forward and backward passes of a model; leaves the clipped gradient for the optimizer.
+
+    `launch` hands a step to the device, `resolve` waits for what the device has to say of it: in between, the host
+    may launch another one.
+    """
 
     def __init__(
         self,
@@ -58,86 +80,130 @@ class GradientComputer:
         self._autocast = autocast
         self._activity = activity
 
-    def compute(self, step: int, micro_batches: Sequence[Batch], *, stop: StopRequest, details: bool) -> StepResult:
-        """The gradient of update number `step`, and what all ranks together know of it. Collective.
+    def launch(self, step: int, micro_batches: Sequence[Batch], *, stop: StopRequest, details: bool) -> StepInFlight:
+        """Have the gradient of update number `step` computed. Collective; does not wait for a GPU.
 
         `details`: also the highest loss of a micro-batch, and the losses by token class where batches have classes.
         """
         # Whatever randomness a model may come to have depends on the step alone: resuming needs no stored state.
-        torch.manual_seed(_step_seed(self._seed, step, self._layout.data_parallel_rank))
-        counts = self._reduce(_counts(micro_batches, details))
-        losses = [
-            self._backward(step, batch, counts["tokens"], is_last=batch is micro_batches[-1]) for batch in micro_batches
-        ]
+        _seed(_step_seed(self._seed, step, self._layout.data_parallel_rank), self._layout.device)
+        counts = _counts(micro_batches, details)
+        vectors: dict[str, Tensor] = {}
+        tokens: float | Tensor = counts["tokens"]
+        if self._layout.data_parallel_size > 1:
+            # Before the forward, since the gradient of every micro-batch is weighted by the tokens of all.
+            mine = send_to_device(list(counts.values()), self._layout.device)
+            vectors["counts"] = sum_over_ranks(mine * self._weight)
+            tokens = vectors["counts"][list(counts).index("tokens")]
+        parts = [self._backward(step, batch, tokens, is_last=batch is micro_batches[-1]) for batch in micro_batches]
         self._activity.enter(step, "gradient norm")
-        grad_norm = float(clip_grad_norm(self.model.parameters(), self._max_norm))
+        with record_function("clip"):
+            grad_norm = clip_grad_norm(self._parameters, self._max_norm)
         signal = stop.signal  # as late as possible: a step may take a minute
-        totals = self._reduce(_loss_sums(losses), signals=float(signal > 0))
-        micro_losses = [
-            sums.total / (batch.labels != IGNORE_INDEX).sum().clamp(min=1)
-            for sums, batch in zip(losses, micro_batches, strict=True)
-        ]
-        return StepResult(
-            loss=totals["loss"] / counts["tokens"],
+        vectors |= {"grad_norm": grad_norm, **self._losses(parts, micro_batches, signal, details)}
+        return StepInFlight(
+            step=step,
+            micro_batches=micro_batches,
+            has_details=details,
+            loss_sum=vectors["sums"][0],
             grad_norm=grad_norm,
+            counts=counts,
+            signal=signal,
+            readout=Readout(vectors),
+        )
+
+    def resolve(self, flight: StepInFlight) -> StepResult:
+        """What all ranks together know of a step, as soon as the device has come that far. Collective."""
+        self._activity.enter(flight.step, "results")
+        with record_function("results"):
+            numbers = flight.readout.wait()
+        counts = dict(zip(flight.counts, numbers.get("counts", flight.counts.values()), strict=True))
+        loss, *by_class, signals = numbers["sums"]
+        totals = zip(numbers["totals"], flight.micro_batches, strict=True)
+        return StepResult(
+            loss=loss / counts["tokens"],
+            grad_norm=numbers["grad_norm"][0],
             tokens=int(counts["tokens"]),
             sequences=int(counts["sequences"]),
             positions=int(counts["positions"]),
+            attention_pairs=int(counts["attention_pairs"]),
             padding=int(counts["padding"]),
             truncated=int(counts["truncated"]),
             dropped=int(counts["dropped"]),
-            stop_signal=self.agree_on_signal(signal) if totals["signals"] else 0,
-            max_loss=self._max_loss(micro_losses) if details else None,
-            class_losses=class_row(counts, totals) if details and losses[0].by_class is not None else {},
-            micro_losses=micro_losses,
+            stop_signal=self.agree_on_signal(flight.signal) if signals else 0,
+            max_loss=numbers["max_loss"][0] if flight.has_details else None,
+            class_losses=class_row(counts, named_classes("loss", by_class)) if by_class else {},
+            micro_losses=[total / max(batch.trained, 1) for total, batch in totals],
         )
 
     def agree_on_signal(self, signal: int) -> int:
         """The highest number of a signal that any rank was sent; 0 if none was. Collective."""
         return int(reduce_max({"signal": float(signal)}, device=self._layout.device)["signal"])
 
-    def _backward(self, step: int, batch: Batch, tokens: float, *, is_last: bool) -> LossSums:
+    @cached_property
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    @property
+    def _weight(self) -> float:
+        """Of this rank in sums over all: zeros from those that see another one's batches, rather than a smaller
+        group, so that one collective serves counts and signals, and a NaN stays one."""
+        return 1.0 if self._layout.counts_data else 0.0
+
+    def _backward(self, step: int, batch: Batch, tokens: float | Tensor, *, is_last: bool) -> LossSums:
         """Accumulate the gradient of one micro-batch; return its sums, detached."""
         with gradient_sync(self.model, is_last=is_last):
             self._activity.enter(step, "forward")
-            with self._autocast():
-                sums = self.model(batch.input_ids, batch.labels, batch.position_ids, batch.token_classes)
+            with self._autocast(), record_function("forward"):
+                sums = self.model(*batch.model_inputs)
             self._activity.enter(step, "backward")
             # Summed gradients are divided by the ranks; multiplying by them leaves sum / tokens.
-            (sums.total * (self._layout.data_parallel_size / tokens)).backward()
+            scale = self._layout.data_parallel_size / tokens
+            with record_function("backward"):
+                (sums.total * (scale.float() if isinstance(scale, Tensor) else scale)).backward()
         return LossSums(sums.total.detach(), sums.by_class)
 
-    def _reduce(self, values: dict[str, float | Tensor], **of_every_rank: float) -> dict[str, float]:
-        """Sums over data-parallel ranks; `of_every_rank` also over those that see another one's batches."""
-        # Zeros rather than a smaller group: one collective serves both, and a NaN stays one.
-        weight = 1.0 if self._layout.counts_data else 0.0
-        return reduce_sums({**{k: v * weight for k, v in values.items()}, **of_every_rank}, device=self._layout.device)
+    def _losses(
+        self, parts: Sequence[LossSums], micro_batches: Sequence[Batch], signal: int, details: bool
+    ) -> dict[str, Tensor]:
+        """totals: of this rank's micro-batches. sums: over all, of the loss (in total, then by class) and of ranks
+        that were sent a signal. max_loss: the highest mean of a micro-batch of any rank."""
+        totals = torch.stack([part.total for part in parts])
+        sums = totals.double().sum().reshape(1)
+        if details and parts[0].by_class is not None:
+            by_class = torch.stack([part.by_class for part in parts if part.by_class is not None])
+            sums = torch.cat([sums, by_class.double().sum(dim=0)])
+        signals = sums.new_full((1,), float(signal > 0))
+        vectors = {"totals": totals, "sums": sum_over_ranks(torch.cat([sums * self._weight, signals]))}
+        if details:
+            # One bad batch shows here before it does in the loss.
+            means = [part.total / max(batch.trained, 1) for part, batch in zip(parts, micro_batches, strict=True)]
+            vectors["max_loss"] = max_over_ranks(torch.stack(means).max().double())
+        return vectors
 
-    def _max_loss(self, micro_losses: Sequence[Tensor]) -> float:
-        """Highest mean loss of any micro-batch on any rank: one bad batch shows here before it does in loss."""
-        return reduce_max({"max_loss": torch.stack(list(micro_losses)).max()}, device=self._layout.device)["max_loss"]
 
-
-def _counts(micro_batches: Sequence[Batch], details: bool) -> dict[str, float | Tensor]:
-    """What the global batch holds; known before the forward, since the gradient of every micro-batch is weighted
-    by the tokens of all."""
-    counts: dict[str, float | Tensor] = {
-        "tokens": torch.stack([(b.labels != IGNORE_INDEX).sum() for b in micro_batches]).sum(),
-        "sequences": float(sum(b.input_ids.shape[0] for b in micro_batches)),
-        "positions": float(sum(b.input_ids.numel() for b in micro_batches)),
-        "padding": float(sum(b.padding for b in micro_batches)),
-        "truncated": float(sum(b.truncated for b in micro_batches)),
-        "dropped": float(sum(b.dropped for b in micro_batches)),
+def _counts(micro_batches: Sequence[Batch], details: bool) -> dict[str, float]:
+    """What this rank's part of a global batch holds."""
+    counts = {
+        "tokens": sum(batch.trained for batch in micro_batches),
+        "sequences": sum(batch.input_ids.shape[0] for batch in micro_batches),
+        "positions": sum(batch.input_ids.numel() for batch in micro_batches),
+        "attention_pairs": sum(batch.attention_pairs for batch in micro_batches),
+        "padding": sum(batch.padding for batch in micro_batches),
+        "truncated": sum(batch.truncated for batch in micro_batches),
+        "dropped": sum(batch.dropped for batch in micro_batches),
     }
-    if details and micro_batches[0].token_classes is not None:
-        counts.update(named_sums("tokens", [class_counts(batch) for batch in micro_batches]))
-    return counts
+    classes = [batch.class_tokens for batch in micro_batches if batch.class_tokens is not None]
+    if details and classes:
+        counts.update(named_classes("tokens", np.sum(classes, axis=0).tolist()))
+    return {name: float(count) for name, count in counts.items()}
 
 
-def _loss_sums(losses: Sequence[LossSums]) -> dict[str, float | Tensor]:
-    sums: dict[str, float | Tensor] = {"loss": torch.stack([part.total for part in losses]).double().sum()}
-    by_class = [part.by_class for part in losses if part.by_class is not None]
-    return {**sums, **named_sums("loss", by_class)} if by_class else sums
+def _seed(seed: int, device: torch.device) -> None:
+    """Of the generators that a step may draw from; torch.manual_seed takes 0.3 ms for those of absent devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

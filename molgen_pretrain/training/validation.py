@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.metrics.reduce import reduce_sums
 from molgen_pretrain.model.loss import IGNORE_INDEX
 from molgen_pretrain.parallel.layout import Layout
-from molgen_pretrain.training.class_loss import class_counts, class_row, named_sums
+from molgen_pretrain.training.class_loss import class_row, named_classes
 
 
 class Validator:
@@ -71,14 +72,14 @@ class Validator:
             "seconds": time.perf_counter() - began,
         }
 
-    def _sum_up(self, model: nn.Module) -> dict[str, Tensor] | None:
-        """This rank's sums by name, float64 scalars; None where a stop was agreed on."""
-        sums: dict[str, Tensor] = {}
+    def _sum_up(self, model: nn.Module) -> dict[str, Any] | None:
+        """This rank's sums by name, numbers and float64 scalars; None where a stop was agreed on."""
+        sums: dict[str, Any] = {}
         token_counts = torch.zeros(self._vocab_size, dtype=torch.int64, device=self._device)
         for batch in itertools.islice(self._batches, self._max_batches):
             batch = batch.to(self._device, non_blocking=True)
             for name, value in self._batch_sums(model, batch).items():
-                sums[name] = sums[name] + value if name in sums else value
+                sums[name] = sums.get(name, 0) + value
             if self.unigram_entropy is None:
                 targets = batch.labels[batch.labels != IGNORE_INDEX]
                 token_counts += torch.bincount(targets, minlength=self._vocab_size)
@@ -88,12 +89,12 @@ class Validator:
             self.unigram_entropy = _entropy(token_counts * self._weight)
         return sums
 
-    def _batch_sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _batch_sums(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         with self._autocast():
-            losses = model(batch.input_ids, batch.labels, batch.position_ids, batch.token_classes)
-        sums = {"loss": losses.total.double(), "tokens": (batch.labels != IGNORE_INDEX).sum()}
-        if losses.by_class is not None:
-            sums |= named_sums("loss", [losses.by_class]) | named_sums("tokens", [class_counts(batch)])
+            losses = model(*batch.model_inputs)
+        sums = {"loss": losses.total.double(), "tokens": batch.trained}
+        if losses.by_class is not None and batch.class_tokens is not None:
+            sums |= named_classes("loss", losses.by_class.double()) | named_classes("tokens", batch.class_tokens)
         return sums
 
 

@@ -21,8 +21,9 @@ import torch
 from molgen_pretrain.__main__ import main as application
 from molgen_pretrain.data.batch import Batch
 from molgen_pretrain.model.qwen3 import Qwen3ForPretraining
+from molgen_pretrain.optim.guard import UpdateGuard
 from molgen_pretrain.parallel.activity import Activity
-from molgen_pretrain.training import runner
+from molgen_pretrain.training import runner, trainer
 
 
 def main(spec: dict[str, Any]) -> None:
@@ -53,6 +54,11 @@ def poison(unit: Sequence[int], factor: str = "nan", where: str = "loss") -> Non
         return sums if where == "gradient" else sums._replace(total=sums.total * number)
 
     Qwen3ForPretraining.forward = poisoned  # type: ignore[method-assign]
+
+
+def ahead() -> None:
+    """Steps are launched before the result of the last one is known, as on a GPU."""
+    trainer.update_guard = lambda _, optimizer, device: UpdateGuard(optimizer, device)  # type: ignore[assignment]
 
 
 def lack(first: int, last: int) -> None:

@@ -192,6 +192,35 @@ def test_spikes_are_judged_alike_on_two_ranks_and_after_a_resume(faulty, tiny, u
         assert resumed.rows()[step]["loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
+def test_steps_in_flight_end_no_other_way_than_one_by_one(faulty, tiny, units) -> None:
+    """On two ranks with FSDP, and through a stop, a kill and a resume."""
+    options = (*tiny, *STEPS, *ON_TWO, "metrics.log_freq=5")
+    skip = (*options, "training.anomaly=skip")
+    faults = [units[11].poisoned(), units[14].poisoned(where="gradient")]
+    _, one_by_one = faulty.run(*skip, "run_name=one-by-one", ranks=2, faults=faults)
+    assert anomalies(one_by_one)[24] == 2
+    faults.append(("ahead", {}))
+    output, run = faulty.run(*options, "run_name=ahead", ranks=2, faults=faults, code=1)
+    assert "stopped before the optimizer moved, the weights are those of step 10" in output
+    assert run.steps_saved() == [8, 10]
+    killed = ("at", {"step": 15, "phase": "forward", "action": "signalled", "number": signal.SIGKILL, "rank": 1})
+    faulty.start(*skip, "run_name=ahead", ranks=2, faults=[*faults, killed]).end()
+    assert run.steps_saved() == [8, 10]
+    faulty.run(*skip, "run_name=ahead", ranks=2, faults=faults)
+    assert_same(run, one_by_one)
+    assert anomalies(run) == anomalies(one_by_one)
+
+
+def test_rewinding_with_steps_in_flight(faulty, tiny, units) -> None:
+    options = (*tiny, *STEPS, "metrics.log_freq=5", "training.anomaly=rewind")
+    faults = [units[14].poisoned()]
+    _, one_by_one = faulty.run(*options, "run_name=one-by-one", faults=faults)
+    _, run = faulty.run(*options, "run_name=ahead", faults=[*faults, ("ahead", {})])
+    assert_same(run, one_by_one)
+    assert anomalies(run) == anomalies(one_by_one)
+    assert anomalies(run)[24] == 1
+
+
 def scalars(run) -> list[tuple[str, int, float]]:
     """What TensorBoard shows of losses: no step twice, purged ones gone."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -73,6 +73,8 @@ def test_inputs_and_labels_against_a_naive_reading(
             labels = [tokens[t + 1] if t + 1 < len(tokens) else -100 for t in range(seq_len)]
             assert batch.labels[row].tolist() == labels
         assert (batch.tokens, batch.padding, batch.truncated) == (real, 3 * seq_len - real, truncated)
+        assert batch.trained == (batch.labels != -100).sum()
+        assert batch.attention_pairs == 3 * torch.ones(seq_len, seq_len).tril().sum()
 
 
 def test_tags_predict_the_separator_and_separators_predict_the_next_unit(
@@ -106,6 +108,24 @@ def test_with_a_document_mask_each_unit_is_as_if_alone(
             padding = seq_len - len(positions)
             assert batch.position_ids[row].tolist() == [*positions, *range(padding)]
             assert batch.labels[row].tolist() == labels + [-100] * padding
+        assert batch.trained == (batch.labels != -100).sum()
+
+
+@pytest.mark.parametrize("rows", [3, 7])
+def test_borders_and_pairs_say_what_attends_to_what(make: Callable[..., JsonlTaggedPackedDataset], rows: int) -> None:
+    """Fillers of the last batch included."""
+    dataset = make(document_mask=True, infinite=False, last_batch="pad", local_batch_size=rows)
+    for batch in dataset:
+        assert batch.position_ids is not None
+        assert batch.unit_borders is not None
+        assert batch.unit_borders.dtype == torch.int32
+        assert len(batch.unit_borders) == 64
+        begins = (batch.position_ids.flatten() == 0).nonzero().flatten().tolist()
+        borders = batch.unit_borders.tolist()
+        assert borders == begins + [rows * 96] * (len(borders) - len(begins))
+        assert borders[-1] == rows * 96
+        # A place attends to as many places as stand between its unit's first and itself.
+        assert batch.attention_pairs == (batch.position_ids + 1).sum()
 
 
 def test_a_filler_sequence_is_one_document_of_padding(make: Callable[..., JsonlTaggedPackedDataset]) -> None:
@@ -199,8 +219,8 @@ def test_a_line_that_changes_in_place_is_named(corpus: Path, make: Callable[...,
 def test_batches_move_and_travel(make: Callable[..., JsonlTaggedPackedDataset]) -> None:
     batch = next(iter(make()))
     moved = next(iter(make(document_mask=True, token_classes=True))).to("meta")
-    tensors = (moved.input_ids, moved.labels, moved.position_ids, moved.token_classes)
-    assert [tensor.device.type for tensor in tensors if tensor is not None] == ["meta"] * 4
+    tensors = (moved.input_ids, moved.labels, moved.position_ids, moved.token_classes, moved.unit_borders)
+    assert [tensor.device.type for tensor in tensors if tensor is not None] == ["meta"] * 5
     assert moved.position == batch.position
     copy = pickle.loads(pickle.dumps(batch))  # noqa: S301
     assert torch.equal(copy.labels, batch.labels)

@@ -135,6 +135,8 @@ def test_batches_bring_the_classes_of_their_labels(cache: str, tmp_path: Path) -
         for number in range(len(TOKEN_CLASSES)):
             chosen = batch.labels[(batch.token_classes == number) & (batch.labels != -100)]
             texts[number] = texts.get(number, "") + tokenizer.decode(chosen.tolist())
+            assert batch.class_tokens is not None
+            assert batch.class_tokens[number] == len(chosen)
     assert re.fullmatch(r"[^<>,]+", texts[SMILES])
     assert set(re.findall(r"\[[^]]*\]|<[^>]*>|.", texts[TAGS])) == {
         "[SMILES]", "[/SMILES]", "[CONFORMER]", "[/CONFORMER]", "<|endoftext|>"
