@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 class Throughput:
     """Rates between two log steps, on an injectable clock (seconds).
 
-    `devices` is the number of ranks, `flops_per_token` the model's training FLOPs (forward and backward) per
-    token, `peak_flops` one device's limit in FLOP/s. Without the last two there is no `mfu`.
+    `devices` is the number of ranks, `peak_flops` one device's limit in FLOP/s; without it there is no `mfu`.
 
     The host clock is right for a GPU only if `read` follows a host-device sync, such as reading the loss.
     """
@@ -25,12 +24,10 @@ class Throughput:
         self,
         *,
         devices: int = 1,
-        flops_per_token: float | None = None,
         peak_flops: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._devices = devices
-        self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._clock = clock
         self.start()
@@ -64,13 +61,14 @@ class Throughput:
         finally:
             self._pause_seconds += self._clock() - began
 
-    def read(self, tokens: int | float) -> dict[str, float]:
+    def read(self, tokens: float, flops: float | None = None) -> dict[str, float]:
         """The rates since the last `start` or `read`, and begin anew.
 
-        `tokens` are those trained since then on all ranks. Returns tokens_per_second (global),
-        tokens_per_second_per_device, step_seconds, data_wait_frac (0 to 1, this rank's) and, where the limit
-        is known, mfu (0 to 1: FLOPs the tokens needed over FLOPs the devices could have done; Chowdhery et
-        al. 2022, arXiv:2204.02311, appendix B). Raises ValueError if no step was counted.
+        `tokens` are those trained since then on all ranks, `flops` what the model needed for them (forward and
+        backward, `model.flops.step_flops`). Returns tokens_per_second (global), tokens_per_second_per_device,
+        step_seconds, data_wait_frac (0 to 1, this rank's) and, where `flops` and the limit are known, mfu (0 to 1:
+        those over the FLOPs that the devices could have done; Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+        Raises ValueError if no step was counted.
         """
         if self._steps == 0:
             raise ValueError("no step since the last reading")
@@ -81,9 +79,8 @@ class Throughput:
             "step_seconds": seconds / self._steps,
             "data_wait_frac": self._wait_seconds / seconds,
         }
-        if self._flops_per_token is not None and self._peak_flops is not None:
-            per_device = rates["tokens_per_second_per_device"]
-            rates["mfu"] = per_device * self._flops_per_token / self._peak_flops
+        if flops is not None and self._peak_flops is not None:
+            rates["mfu"] = flops / seconds / self._devices / self._peak_flops
         self.start()
         return rates
 
@@ -93,48 +90,52 @@ class _Peak(NamedTuple):
     half_tflops: float
     float32_tflops: float
     bfloat16: bool = True
+    float8: bool = False
 
 
-def _peak(words: str, half_tflops: float, float32_tflops: float, bfloat16: bool = True) -> _Peak:
-    return _Peak(frozenset(words.split()), half_tflops, float32_tflops, bfloat16)
+def _peak(
+    words: str, half_tflops: float, float32_tflops: float, *, bfloat16: bool = True, float8: bool = False
+) -> _Peak:
+    return _Peak(frozenset(words.split()), half_tflops, float32_tflops, bfloat16, float8)
 
 
 # Dense peaks per device in TFLOP/s as the vendors' data sheets give them (NVIDIA product data sheets and
 # architecture white papers, AMD Instinct data sheets): half precision on the matrix units with float32
 # accumulation and without sparsity (sheets that print only the sparse figure are halved), and float32 without
-# TF32. The first entry whose words all occur in the device's name counts, so variants precede their family.
+# TF32. Products of 8-bit floats are twice as fast as those of halves wherever a device has them at all. The first
+# entry whose words all occur in the device's name counts, so variants precede their family.
 # An MI250X shows up as two devices of half a card each.
 _PEAKS = (
-    _peak("GB300", 2500, 80),
-    _peak("GB200", 2500, 80),
-    _peak("B300", 2250, 75),
-    _peak("B200", 2250, 75),
-    _peak("GH200", 989, 67),
-    _peak("H200 NVL", 835, 60),
-    _peak("H200", 989, 67),
-    _peak("H100 NVL", 835, 60),
-    _peak("H100 PCIE", 756, 51),
-    _peak("H100", 989, 67),
-    _peak("H800", 989, 67),
-    _peak("H20", 148, 44),
+    _peak("GB300", 2500, 80, float8=True),
+    _peak("GB200", 2500, 80, float8=True),
+    _peak("B300", 2250, 75, float8=True),
+    _peak("B200", 2250, 75, float8=True),
+    _peak("GH200", 989, 67, float8=True),
+    _peak("H200 NVL", 835, 60, float8=True),
+    _peak("H200", 989, 67, float8=True),
+    _peak("H100 NVL", 835, 60, float8=True),
+    _peak("H100 PCIE", 756, 51, float8=True),
+    _peak("H100", 989, 67, float8=True),
+    _peak("H800", 989, 67, float8=True),
+    _peak("H20", 148, 44, float8=True),
     _peak("A100", 312, 19.5),
     _peak("A800", 312, 19.5),
     _peak("A40", 149.7, 37.4),
     _peak("A30", 165, 10.3),
     _peak("A10", 125, 31.2),
     _peak("A6000", 154.8, 38.7),
-    _peak("6000 ADA", 364.2, 91.1),
-    _peak("L40S", 362, 91.6),
-    _peak("L40", 181, 90.5),
-    _peak("L4", 121, 30.3),
-    _peak("RTX 5090", 209.5, 104.8),
-    _peak("RTX 4090", 165.2, 82.6),
+    _peak("6000 ADA", 364.2, 91.1, float8=True),
+    _peak("L40S", 362, 91.6, float8=True),
+    _peak("L40", 181, 90.5, float8=True),
+    _peak("L4", 121, 30.3, float8=True),
+    _peak("RTX 5090", 209.5, 104.8, float8=True),
+    _peak("RTX 4090", 165.2, 82.6, float8=True),
     _peak("RTX 3090", 71, 35.6),
     _peak("V100 PCIE", 112, 14, bfloat16=False),
     _peak("V100", 125, 15.7, bfloat16=False),
     _peak("T4", 65, 8.1, bfloat16=False),
-    _peak("MI325X", 1307.4, 163.4),
-    _peak("MI300X", 1307.4, 163.4),
+    _peak("MI325X", 1307.4, 163.4, float8=True),
+    _peak("MI300X", 1307.4, 163.4, float8=True),
     _peak("MI250X", 191.5, 47.9),
 )
 
@@ -142,7 +143,8 @@ _PEAKS = (
 def peak_flops(device_name: str, dtype: torch.dtype | str) -> float | None:
     """Dense peak of one device in FLOP/s; None where it is not known (any CPU, unlisted GPUs, no such unit).
 
-    `device_name` is what `torch.cuda.get_device_name()` returns; `dtype` is bfloat16, float16 or float32.
+    `device_name` is what `torch.cuda.get_device_name()` returns; `dtype` is bfloat16, float16, float32, or
+    "float8" for matrix products of either 8-bit format with float32 accumulation.
     """
     words = frozenset(re.findall(r"[A-Z0-9]+", device_name.upper()))
     peak = next((entry for entry in _PEAKS if entry.words <= words), None)
@@ -151,6 +153,8 @@ def peak_flops(device_name: str, dtype: torch.dtype | str) -> float | None:
     name = str(dtype).removeprefix("torch.")
     if name == "float32":
         return peak.float32_tflops * 1e12
+    if name == "float8" and peak.float8:
+        return 2 * peak.half_tflops * 1e12
     if name == "float16" or (name == "bfloat16" and peak.bfloat16):
         return peak.half_tflops * 1e12
     return None

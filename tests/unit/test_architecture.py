@@ -14,15 +14,16 @@ ALLOWED = {
     "config": GROUND - {"chem"},
     "optim": {"schedules"},
     "training": (GROUND - {"chem", "launchers", "titan"}) | {"config", "optim"},
+    "planning": {"model", "metrics", "parallel"},  # arithmetic: of these what loads no torch
     "sweep": GROUND | {"config", "optim"},
     "migration": GROUND | {"config"},
-    "tools": GROUND | {"config", "optim", "sweep", "migration"},  # tools are command lines over the rooms
+    "tools": GROUND | {"config", "optim", "sweep", "migration", "planning"},  # tools are command lines over the rooms
     "job": GROUND | {"config", "training", "sweep"},
     "__main__": GROUND | {"config", "training", "sweep", "tools", "job"},
 }
 EVERYWHERE = {"errors", "signals", "run_directory", "run_lock", "__version__"}
 MAY_IMPORT_HYDRA = {"config", "__main__", "sweep", "migration", "tools"}
-TORCH_FREE = {"config", "schedules"}
+TORCH_FREE = {"config", "schedules", "planning"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -49,7 +49,7 @@ def test_reduction_refuses_what_is_no_scalar() -> None:
 
 def test_rates_over_an_interval() -> None:
     clock = Clock()
-    throughput = Throughput(devices=4, flops_per_token=6e9, peak_flops=1e12, clock=clock)
+    throughput = Throughput(devices=4, peak_flops=1e12, clock=clock)
     clock.now += 1000  # set-up
     throughput.start()
     for _ in range(5):
@@ -59,7 +59,7 @@ def test_rates_over_an_interval() -> None:
         throughput.step()
     with throughput.paused():
         clock.now += 500  # validation
-    rates = throughput.read(tokens=4000)
+    rates = throughput.read(tokens=4000, flops=4000 * 6e9)
     assert rates == pytest.approx(
         {
             "tokens_per_second": 400.0,
@@ -74,14 +74,6 @@ def test_rates_over_an_interval() -> None:
     throughput.step()
     again = throughput.read(tokens=100)
     assert (again["tokens_per_second"], again["data_wait_frac"]) == pytest.approx((50.0, 0.0))
-
-
-def test_mfu_is_left_out_where_the_limit_is_unknown() -> None:
-    clock = Clock()
-    throughput = Throughput(flops_per_token=6e9, peak_flops=None, clock=clock)
-    clock.now += 1
-    throughput.step()
-    assert "mfu" not in throughput.read(tokens=10)
 
 
 def test_an_interval_without_steps_has_no_rates() -> None:
