@@ -66,6 +66,11 @@ class RunDirectory:
     def curves(self) -> Path:
         return self.root / "curves.png"
 
+    @property
+    def profile(self) -> Path:
+        """Folder of the steps that were profiled."""
+        return self.root / "profile"
+
     def log(self, rank: int) -> Path:
         return self.root / ("runtime.log" if rank == 0 else f"runtime.rank{rank}.log")
 
