@@ -39,8 +39,9 @@ check: $(STAMP)  ## Lint, format check, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## Run the benchmarks (some take minutes)
-	@for script in benchmarks/*.py; do echo "bench: $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(STAMP)  ## Measure, and write the tables of benchmarks/results/ (up to 40 minutes; ARGS="train_step")
+	@echo "bench: python benchmarks $(ARGS)"
+	@$(BIN)/python benchmarks $(ARGS)
 
 clean:  ## Remove the environment, caches and build products; runs/ stays
 	@echo "clean: $(VENV), caches, build products"

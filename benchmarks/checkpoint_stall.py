@@ -4,7 +4,7 @@
 
 A Qwen3 of 100 M parameters with AdamW's state (1.2 GB) on a CPU. Synchronous save, asynchronous save, quiet steps,
 load, a plain copy with fsync and checksums of three kinds take turns in one process, so that all meet the same disk
-and neighbours. Writes up to three checkpoints below --folder and removes them. Prints a Markdown table.
+and neighbours. Writes up to three checkpoints below --folder and removes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import torch
 import xxhash
+from harness.report import Report, add_results_option
 
 from molgen_pretrain.checkpoint.checkpointer import Checkpointer
 from molgen_pretrain.checkpoint.commit import find_problems, read_manifest
@@ -68,11 +68,11 @@ def main() -> None:
     training.step()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="checkpoint-stall-") as folder:
         times, peaks, size = measure(training, Path(folder), options.repeats)
-    print(
-        f"{count_parameters(training.model) / 1e6:.0f} M parameters, {size / 1e9:.2f} GB; {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} torch threads, {platform.machine()}, torch {torch.__version__}\n"
-    )
-    report(times, peaks, size)
+    report = Report("checkpoint_stall", "How long a checkpoint holds up training", options.results)
+    parameters = f"{count_parameters(training.model) / 1e6:.0f} M parameters"
+    report.add(f"{parameters}, {size / 1e9:.2f} GB; {torch.get_num_threads()} torch threads")
+    report.table(("", "median s", "range s", "GB/s"), table(times, size))
+    report.add(conclusions(times, peaks))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk to measure")
     parser.add_argument("--tokens", type=int, default=16, help="per step")
+    add_results_option(parser)
     return parser.parse_args()
 
 
@@ -157,19 +158,27 @@ def copy_file(source: Path, target: Path) -> None:
         os.fsync(writer.fileno())
 
 
-def report(times: Times, peaks: list[float], size: int) -> None:
-    median = {name: statistics.median(values) for name, values in times.items()}
-    print("| | median s | range s | GB/s |\n|---|---:|---:|---:|")
+def table(times: Times, size: int) -> list[tuple[str, ...]]:
+    rows = []
     for name, values in times.items():
-        speed = "" if "step" in name or name.startswith("async") else f"{size / 1e9 / median[name]:.2f}"
-        print(f"| {name} | {median[name]:.3f} | {min(values):.3f} - {max(values):.3f} | {speed} |")
+        median = statistics.median(values)
+        speed = "" if "step" in name or name.startswith("async") else f"{size / 1e9 / median:.2f}"
+        rows.append((name, f"{median:.3f}", f"{min(values):.3f} - {max(values):.3f}", speed))
+    return rows
+
+
+def conclusions(times: Times, peaks: list[float]) -> str:
+    median = {name: statistics.median(values) for name, values in times.items()}
     stall = median["async stall"] / median["sync stall"]
     slower = median["step while writing"] / median["quiet step"]
-    print(f"\nasync / sync stall: {stall:.1%} (target: at most 20%), the first save, which allocates, apart")
-    print(f"a step while the background writes takes {slower:.2f}x a quiet one")
-    print(f"a synchronous save takes {median['sync stall'] / median['copy']:.2f}x a plain copy with fsync")
+    lines = [
+        f"async / sync stall: {stall:.1%} (target: at most 20%), the first save, which allocates, apart",
+        f"a step while the background writes takes {slower:.2f}x a quiet one",
+        f"a synchronous save takes {median['sync stall'] / median['copy']:.2f}x a plain copy with fsync",
+    ]
     if sys.platform == "linux":  # elsewhere ru_maxrss is in bytes
-        print(f"peak memory after rounds 1, 2 and the last: {peaks[0]:.2f}, {peaks[1]:.2f}, {peaks[-1]:.2f} GiB")
+        lines.append(f"peak memory after rounds 1, 2 and the last: {peaks[0]:.2f}, {peaks[1]:.2f}, {peaks[-1]:.2f} GiB")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 if __name__ == "__main__":
