@@ -25,6 +25,7 @@ TABLES = (
     "data_wait",
     "checkpoint_stall",
     "peak_memory",
+    "plan_memory",
     "compact_vocabulary",
     "train_step",
     "gpu",

@@ -9,7 +9,8 @@ padding never counts. Rates are medians over the steps of all rounds without the
 - equal: all train on the same packed sequences of the bundled sample, so what differs is the loop, the loss and the
   block. "ours, compact" is the same run with the 384 rows that the sample's tokenizer needs instead of Qwen3's 151,936.
 - useful: the peer gets the same molecules one per row and pads them as its default collator does, to the longest of
-  a batch; the application packs them. Rows per batch and most tokens per row are the same.
+  a batch; the application packs them, with data.document_mask, so that on both sides a molecule sees itself alone.
+  Rows per batch and most tokens per row are the same.
 
 TorchTitan is measured where `--titan-python` (default: this Python) has it, the Trainer where accelerate is installed.
 """
@@ -64,7 +65,7 @@ CASES = {
     "useful-152k-bf16": Case(
         FULL, "bfloat16", 2.0, 8, 1024, padded=True, sides=(OURS, OURS_COMPACT, TRAINER), compact_target=3.0
     ),
-    "useful-8k-bf16": Case(SMALL, "bfloat16", 1.0, 8, 1024, padded=True, sides=(OURS, TRAINER)),
+    "useful-8k-bf16": Case(SMALL, "bfloat16", 2.0, 8, 1024, padded=True, sides=(OURS, TRAINER)),
 }
 
 
@@ -122,6 +123,7 @@ class Bench:
             f"training.local_batch_size={case.batch}",
             f"training.steps={self.steps}",
             f"training.dtype={case.dtype}",
+            f"data.document_mask={case.padded}",
             "optimizer.lr=3e-4",
             "scheduler=constant",
             "metrics.log_freq=1",

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.report import usable_cores
@@ -29,11 +29,13 @@ class Workplace:
     folder: Path
     threads: int | None = None  # OMP_NUM_THREADS; None: every usable core
     device: str = "cpu"
+    variables: Mapping[str, str] = field(default_factory=dict)  # more of the environment
 
     def environment(self) -> dict[str, str]:
         places = {"MOLGEN_RUNS": str(self.folder / "runs"), "MOLGEN_CACHE": str(self.folder / "cache")}
         hidden = {} if self.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-        return {**os.environ, **places, **hidden, "OMP_NUM_THREADS": str(self.threads or usable_cores())}
+        threads = str(self.threads or usable_cores())
+        return {**os.environ, **places, **hidden, "OMP_NUM_THREADS": threads, **self.variables}
 
     def run_folder(self, name: str) -> Path:
         return self.folder / "runs" / name

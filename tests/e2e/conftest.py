@@ -112,7 +112,8 @@ def faulty(app) -> FaultyRuns:
 @pytest.fixture(scope="session")
 def whole(app_factory, tiny):
     """An uninterrupted run in one process: the yardstick of many tests. (output, run)"""
-    return app_factory("whole").run(*tiny, "checkpoint.hf_export=milestones", "metrics.tensorboard=true")
+    extras = ("checkpoint.hf_export=milestones", "metrics.tensorboard=true", "training.profile_steps=[3,4]")
+    return app_factory("whole").run(*tiny, *extras)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ def test_run_directory(whole) -> None:
     names = {p.name for p in run.root.iterdir()}
     assert names == {
         "config.yaml", "overrides.yaml", "run.json", "runtime.log", "metrics.jsonl", "tb",
-        "checkpoint", "hf", "curves.png", ".lock",
+        "checkpoint", "hf", "curves.png", "profile", ".lock",
     }  # fmt: skip
     assert run.facts["status"] == "finished"
     assert run.facts["step"] == 40
@@ -49,6 +49,19 @@ def test_every_step_is_logged_with_the_schedules_values(whole) -> None:
         assert row["sequences"] == 8 * step
     assert rows[20]["lr"] == rows[40]["lr"] == schedule.lr_min
     assert rows[21]["lr"] == schedule.lr_max
+
+
+def test_where_the_time_of_two_steps_went(whole) -> None:
+    output, run = whole
+    table = (run.root / "profile" / "steps-3-4.txt").read_text()
+    assert table.startswith("Profile of steps 3 to 4 on CPU")
+    shares = {
+        name: float(share) for name, share in re.findall(r"^  ([a-z ,-]+?) +[\d.]+ +([\d.]+)%$", table, re.MULTILINE)
+    }
+    assert shares.pop("total") == 100
+    assert sum(shares.values()) == pytest.approx(100, abs=1)
+    assert shares["matmul"] > 5
+    assert "steps-3-4.json.gz" in output
 
 
 def test_the_model_learns(whole) -> None:

@@ -10,7 +10,10 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-TABLES = ("startup", "steady", "data_wait", "checkpoint_stall", "peak_memory", "compact_vocabulary", "train_step")
+TABLES = (
+    "startup", "steady", "data_wait", "checkpoint_stall", "peak_memory", "plan_memory", "compact_vocabulary",
+    "train_step",
+)  # fmt: skip
 
 
 def load(path: Path) -> ModuleType:

@@ -143,6 +143,10 @@ def test_init_from_becomes_source() -> None:
         (["parallelism.tensor_parallel_degree=-1"], ["tensor_parallel_degree=-1: must be at least 1"]),
         (["parallelism=fsdp", "parallelism.data_parallel_replicate_degree=-1"], ["give one of them"]),
         (["parallelism.cpu_offload=true"], ["parallelism.cpu_offload=true", "data_parallel_shard_degree=-1"]),
+        (["parallelism.fsdp_prefetch=-1"], ["parallelism.fsdp_prefetch=-1: must be at least 0"]),
+        (["training.profile_steps=[5]"], ["training.profile_steps=[5]: must be [first, last]"]),
+        (["training.profile_steps=[9,401]"], ["training.profile_steps=[9, 401]", "last <= training.steps=400"]),
+        (["model.loss_kernel=liger"], ["model.loss_kernel=liger", "auto, fused, checkpointed, plain"]),
         (["run_name=a/b"], ["run_name=a/b: must be one folder name"]),
     ],
 )
@@ -158,6 +162,18 @@ def test_all_violations_in_one_message() -> None:
         "optimizer.eps",
         "training.global_batch_size",
     ]
+
+
+def test_what_tensor_parallelism_excludes() -> None:
+    message = message_of(
+        "parallelism=fsdp_tp",
+        "model.loss_kernel=fused",
+        "training.float8=rowwise",
+        "data.embedding_rows=384",
+        world_size=2,
+    )
+    assert "model.loss_kernel=fused: needs the whole head" in message
+    assert "training.float8=rowwise: not with parallelism.tensor_parallel_degree=2; use none" in message
 
 
 def test_degrees_must_multiply_to_the_world_size() -> None:
