@@ -29,7 +29,7 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, position_ids: T
     kv_heads = key.shape[1]
     scaled, attended = _grouped(query * scale, kv_heads), _empty_like_heads(query)
     of_groups = _grouped(attended, kv_heads)
-    for block in _blocks(position_ids):
+    for block in _blocks(position_ids, query.dtype):
         weights = _weights(block.rows(scaled), key, block)
         block.put(of_groups, weights @ value[:, :, block.keys])
     return attended
@@ -48,7 +48,7 @@ def _gradients(
     of_groups = _grouped(of_query, kv_heads)
     # Many blocks add to the same keys: in bfloat16 the sums would lose what the later ones add.
     of_key, of_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
-    for block in _blocks(position_ids):
+    for block in _blocks(position_ids, query.dtype):
         rows, of_rows = block.rows(scaled), block.rows(of_attended)
         weights = _weights(rows, key, block)
         of_weights = of_rows @ value[:, :, block.keys].transpose(-1, -2)
@@ -65,7 +65,7 @@ class _Block(NamedTuple):
     queries: slice
     keys: slice
     hidden_from: int  # all queries see the keys before this one of `keys`
-    hidden: Tensor  # bool [batch or 1, 1, 1, queries, keys from there on]
+    penalties: Tensor  # [batch or 1, 1, 1, queries, keys from there on]: 0 where a key is seen, else the lowest number
 
     def rows(self, grouped: Tensor) -> Tensor:
         """[batch, kv_heads, group, seq, head_dim] -> [batch, kv_heads, group * queries, head_dim]"""
@@ -76,7 +76,7 @@ class _Block(NamedTuple):
         grouped[:, :, :, self.queries] = rows.unflatten(2, (grouped.shape[2], -1))
 
 
-def _blocks(position_ids: Tensor) -> Iterator[_Block]:
+def _blocks(position_ids: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
     places = torch.arange(position_ids.shape[1])
     begins = places - position_ids  # [batch or 1, seq], where the unit of a position begins
     for first in range(0, len(places), _BLOCK_QUERIES):
@@ -87,14 +87,16 @@ def _blocks(position_ids: Tensor) -> Iterator[_Block]:
         hidden_from = first if int(of_queries.max()) <= first_key else first_key
         keys = places[hidden_from : queries.stop]
         hidden = (keys > places[queries, None]) | (keys < of_queries[:, :, None])
-        yield _Block(queries, slice(first_key, queries.stop), hidden_from - first_key, hidden[:, None, None])
+        # To be added to scores: in bfloat16 a tenth of the time that filling in infinities takes, for the same weights.
+        penalties = hidden[:, None, None].to(dtype).mul_(torch.finfo(dtype).min)
+        yield _Block(queries, slice(first_key, queries.stop), hidden_from - first_key, penalties)
 
 
 def _weights(rows: Tensor, key: Tensor, block: _Block) -> Tensor:
     """What each query gives to each key, [batch, kv_heads, group * queries, keys]."""
     scores = rows @ key[:, :, block.keys].transpose(-1, -2)
-    by_query = scores.unflatten(2, (-1, block.hidden.shape[3]))
-    by_query[..., block.hidden_from :].masked_fill_(block.hidden, float("-inf"))
+    by_query = scores.unflatten(2, (-1, block.penalties.shape[3]))
+    by_query[..., block.hidden_from :] += block.penalties
     return scores.softmax(dim=-1)
 
 
