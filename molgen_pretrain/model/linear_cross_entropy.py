@@ -23,6 +23,8 @@ IGNORE_INDEX = -100
 # float32, and weight gradients of lower precision on their way to float32.
 _CACHED_PROBABILITIES = 2**19
 _CACHED_GRADIENTS = 2**20
+# Of the weight's gradient, where a GPU has to make each on its own before it can be added.
+_GPU_PARTS = 8
 # The tokens to compute are rounded up to a multiple of this: few shapes, all good ones for matrix products. A CPU's
 # library keeps half a megabyte for each shape that it has seen.
 _TOKENS = 64
@@ -166,9 +168,24 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, where total is float32 and the others may be of lower precision."""
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, out=total)
-    elif total.is_cuda:
+    elif total.is_cuda and _adds_to_float32(left.dtype):
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    elif total.is_cuda:
+        rows = -(-len(total) // _GPU_PARTS)
+        for total_rows, left_rows in zip(total.split(rows), left.split(rows), strict=True):
+            total_rows.add_(torch.mm(left_rows, right, out_dtype=total.dtype))
     else:
         rows = torch.get_num_threads() * max(1, _CACHED_GRADIENTS // total.shape[1])
         for total_rows, left_rows in zip(total.split(rows), left.split(rows), strict=True):
             total_rows.add_(left_rows @ right)
+
+
+@cache
+def _adds_to_float32(dtype: torch.dtype) -> bool:
+    """Whether CUDA adds products of this type to a float32 sum: in older versions of torch both must be alike."""
+    square = torch.zeros(16, 16, dtype=dtype, device="cuda")
+    try:
+        torch.addmm(square.float(), square, square, out_dtype=torch.float32)
+    except RuntimeError:
+        return False
+    return True
