@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -24,19 +25,16 @@ def convert_to_float8(blocks: Iterable[nn.Module], recipe: Float8, layout: Layou
     per row (closer to bfloat16). Weights are the same parameters under the same names, in their own dtype; a layer
     with a size that is not a multiple of 16 stays as it is. Raises UserError without torchao or such a GPU.
     """
-    _require_float8(recipe, layout)
-    try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError as error:
-        raise UserError(
-            f"training.float8={recipe}: needs torchao; pip install 'molgen-pretrain[float8]', or training.float8=none"
-        ) from error
+    require_float8(recipe, layout)
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
     config = Float8LinearConfig.from_recipe_name(recipe)
     for block in blocks:
         convert_to_float8_training(block, module_filter_fn=_fits, config=config)
 
 
-def _require_float8(recipe: Float8, layout: Layout) -> None:
+def require_float8(recipe: Float8, layout: Layout) -> None:
+    """Raises UserError where `convert_to_float8` would: without torchao, or a GPU with float8 products."""
     device = layout.device
     if device.type != "cuda":
         raise UserError(f"training.float8={recipe}: a {device.type} has no float8 products; legal here: none")
@@ -49,6 +47,10 @@ def _require_float8(recipe: Float8, layout: Layout) -> None:
         )
     if layout.tensor_mesh is not None:
         raise UserError(f"training.float8={recipe}: not with parallelism.tensor_parallel_degree > 1; legal here: none")
+    if find_spec("torchao") is None:
+        raise UserError(
+            f"training.float8={recipe}: needs torchao; pip install 'molgen-pretrain[float8]', or training.float8=none"
+        )
 
 
 def _fits(module: nn.Module, _name: str) -> bool:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from molgen_pretrain.config.advice import advise
 from molgen_pretrain.config.batch import accumulation_steps
+from molgen_pretrain.config.choices import Float8
 from molgen_pretrain.config.plain import build_schedule, runs_dir
 from molgen_pretrain.config.preflight import Inputs
 from molgen_pretrain.config.schema import RunConfig, world_size_from_env
@@ -30,6 +31,7 @@ from molgen_pretrain.model.qwen3 import Qwen3Arch, Qwen3ForPretraining
 from molgen_pretrain.optim.scheduler import ScheduleApplier
 from molgen_pretrain.parallel.degrees import Degrees
 from molgen_pretrain.parallel.distributed import World, joined_world
+from molgen_pretrain.parallel.float8 import require_float8
 from molgen_pretrain.parallel.layout import build_layout
 from molgen_pretrain.run_directory import RunDirectory, environment_facts, new_run_name
 from molgen_pretrain.run_lock import held_run
@@ -106,8 +108,10 @@ class Runner:
             for line in advise(self.cfg, schedule):
                 logger.warning("%s", line)
             model, arch = build_meta_model(self.cfg, self.inputs, self.layout.degrees)
-            # Made again with the optimizer; here a rule without effect is an error before the data pass.
+            # Both once more when they are needed; here a mistake is an error before the data pass.
             param_groups_from_config(self.cfg.optimizer, model)
+            if self.cfg.training.float8 is not Float8.none:
+                require_float8(self.cfg.training.float8.value, self.layout)
             train_data, valid_data = build_data(
                 self.cfg,
                 self.inputs,
