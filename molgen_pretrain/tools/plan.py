@@ -68,16 +68,17 @@ def find_gpu(options: argparse.Namespace) -> Gpu | None:
         return None
     if options.gpu not in GPUS:
         raise UserError(f"--gpu={options.gpu}: is not known; known: {', '.join([_CPU, *GPUS])}")
-    given = {
-        "memory_gib": options.memory_gib,
-        "link_gbs": options.link_gbs,
-        "network_gbs": options.network_gbs,
-        "per_node": options.gpus_per_node,
+    fields = {
+        "memory_gib": "memory_gib",
+        "link_gbs": "link_gbs",
+        "network_gbs": "network_gbs",
+        "gpus_per_node": "per_node",
     }
-    for name, value in given.items():
-        if value is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')}={value:g}: must be positive")
-    return replace(GPUS[options.gpu], **{name: value for name, value in given.items() if value is not None})
+    given = {option: value for option in fields if (value := getattr(options, option)) is not None}
+    for option, value in given.items():
+        if value <= 0:
+            raise UserError(f"--{option.replace('_', '-')}={value:g}: must be positive")
+    return replace(GPUS[options.gpu], **{fields[option]: value for option, value in given.items()})
 
 
 def gpu_counts(text: str) -> list[int]:
