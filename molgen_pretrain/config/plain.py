@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, ValidationError
 
@@ -34,6 +34,7 @@ from molgen_pretrain.config.schema import (
     RunConfig,
 )
 from molgen_pretrain.errors import UserError
+from molgen_pretrain.model import loss_kernels
 from molgen_pretrain.schedules import (
     SGDR,
     WSD,
@@ -83,7 +84,7 @@ def build_schedule(cfg: SchedulerConfig) -> Schedule:
     return _SCHEDULES[type(cfg)](**values)
 
 
-def loss_kernel(model: ModelConfig, tensor_degree: int) -> Literal["fused", "checkpointed", "plain"]:
+def loss_kernel(model: ModelConfig, tensor_degree: int) -> loss_kernels.LossKernel:
     """How the head's cross entropy is computed: under tensor parallelism a rank has only a part of the head."""
     if model.loss_kernel is LossKernel.auto:
         return "fused" if tensor_degree == 1 else "checkpointed"

@@ -1,4 +1,4 @@
 """Qwen3: build, deterministic initial weights, the training loss, FLOPs, Hugging Face export.
 
-Import from the submodules. Those that describe (flops, parameters, chunk_tokens, hf_config) load no torch.
+Import from the submodules. Those that describe (flops, parameters, loss_kernels, hf_config) load no torch.
 """

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from molgen_pretrain.model.chunk_tokens import default_chunk_tokens
 from molgen_pretrain.model.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
-
-LossKernel = Literal["fused", "checkpointed", "plain"]
+from molgen_pretrain.model.loss_kernels import LossKernel, default_chunk_tokens
 
 
 class LossSums(NamedTuple):

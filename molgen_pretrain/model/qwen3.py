@@ -19,7 +19,8 @@ from molgen_pretrain.model.document_mask import (
 )
 from molgen_pretrain.model.fused_ops import fuse_ops
 from molgen_pretrain.model.init import init_weights
-from molgen_pretrain.model.loss import LossKernel, LossSums, token_loss_sum
+from molgen_pretrain.model.loss import LossSums, token_loss_sum
+from molgen_pretrain.model.loss_kernels import LossKernel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from molgen_pretrain.model.loss_kernels import LossKernel
 from molgen_pretrain.planning.activations import Precision, element_size
-
-LossKernel = Literal["fused", "checkpointed", "plain"]
 
 # The cross entropy of float32 logits holds, at its highest, its log-probabilities and two gradients as large.
 _BYTES_PER_LOGIT = 12

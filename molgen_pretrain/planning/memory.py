@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from molgen_pretrain.model.flops import ModelSizes
+from molgen_pretrain.model.loss_kernels import LossKernel
 from molgen_pretrain.model.parameters import Parameters, count
 from molgen_pretrain.parallel.degrees import Degrees
 from molgen_pretrain.planning.activations import Checkpointing, Operators, Precision, element_size, kept
-from molgen_pretrain.planning.loss import Logits, LossKernel, head_gradient_bytes, loss_bytes
+from molgen_pretrain.planning.loss import Logits, head_gradient_bytes, loss_bytes
 
 GIB = 2**30
 _MASTER = 4  # bytes of a float32
@@ -139,7 +140,7 @@ def host_bytes(load: RankLoad) -> float:
     if not load.cpu_offload:
         return 0.0
     on_device = replace(load, cpu_offload=False)
-    return _weights(on_device) + _own_gradients(on_device) + _optimizer_state(on_device)
+    return 2 * _weights(on_device) + _optimizer_state(on_device)
 
 
 def _local(load: RankLoad, parameters: float) -> float:
@@ -148,10 +149,7 @@ def _local(load: RankLoad, parameters: float) -> float:
 
 
 def _weights(load: RankLoad) -> float:
-    return 0.0 if load.cpu_offload else _local(load, load.parameters.total)
-
-
-def _own_gradients(load: RankLoad) -> float:
+    """As many bytes as their gradients take, once these are divided."""
     return 0.0 if load.cpu_offload else _local(load, load.parameters.total)
 
 
@@ -169,7 +167,7 @@ def _optimizer_state(load: RankLoad) -> float:
 def _summed_gradients(load: RankLoad) -> float:
     """Those of earlier micro-batches: whole ones under FSDP2, which divides them with the last."""
     if not load.degrees.fsdp and load.degrees.replicate > 1:
-        return _own_gradients(load)  # DDP's buckets, which stay
+        return _weights(load)  # DDP's buckets, which stay
     return _MASTER * load.parameters.total if load.accumulation > 1 else 0.0
 
 
@@ -229,11 +227,11 @@ def _at_update(load: RankLoad) -> dict[str, float]:
     working = tables * head_gradient_bytes(_logits(load), load.precision)
     if load.degrees.fsdp:
         return {
-            "gradients": max(_own_gradients(load), _summed_gradients(load)),
+            "gradients": max(_weights(load), _summed_gradients(load)),
             "copies": _gathered_size(load) * load.parameters.root + _reduction(load, load.parameters.root),
             "working": working,
         }
-    return {"gradients": _own_gradients(load), "working": working}
+    return {"gradients": _weights(load), "working": working}
 
 
 def _logits(load: RankLoad) -> Logits:

@@ -13,7 +13,7 @@ from molgen_pretrain.config.optimizer_schema import AdamConfig, AdamWConfig, Muo
 from molgen_pretrain.config.plain import compiles_blocks, loss_kernel
 from molgen_pretrain.config.schema import RunConfig
 from molgen_pretrain.config.validate import parallel_degrees, validate
-from molgen_pretrain.model.chunk_tokens import default_chunk_tokens
+from molgen_pretrain.model.loss_kernels import default_chunk_tokens
 from molgen_pretrain.parallel.degrees import Degrees
 from molgen_pretrain.planning.activations import Operators, Precision
 from molgen_pretrain.planning.memory import OptimizerKind, RankLoad

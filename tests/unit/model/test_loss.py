@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from molgen_pretrain.model import linear_cross_entropy as lce
-from molgen_pretrain.model.chunk_tokens import default_chunk_tokens
 from molgen_pretrain.model.loss import IGNORE_INDEX, LossKernel, LossSums, token_loss_sum
+from molgen_pretrain.model.loss_kernels import default_chunk_tokens
 
 BATCH, SEQ_LEN, HIDDEN, VOCAB, CLASSES = 4, 40, 24, 500, 3
 TOKENS = BATCH * SEQ_LEN

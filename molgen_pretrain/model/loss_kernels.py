@@ -1,6 +1,10 @@
-"""How finely the loss is cut. Loads no torch."""
+"""The ways to compute the head's loss, and how finely it is cut. Loads no torch."""
 
 from __future__ import annotations
+
+from typing import Literal
+
+LossKernel = Literal["fused", "checkpointed", "plain"]  # see `loss.token_loss_sum`
 
 
 def default_chunk_tokens(vocab_size: int, *, device_type: str) -> int:
